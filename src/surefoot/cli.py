@@ -1,0 +1,255 @@
+"""The command line, made from the configuration's dataclasses."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from surefoot.control.configuration import (
+    Backend,
+    NetworkConfiguration,
+    NormalizationConfiguration,
+    PPOConfiguration,
+    RunConfiguration,
+    TrainConfiguration,
+)
+from surefoot.control.presets import preset_for
+from surefoot.errors import RunError, UsageError
+
+STARTED = time.time()
+DONE, FAILED, WRONG_INPUT = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is printed."""
+
+    json: bool = False
+    """Print one JSON object as the last line of standard output."""
+    quiet: bool = False
+    """No progress."""
+
+
+@dataclass(frozen=True)
+class TrainPPO:
+    """Train a policy with proximal policy optimisation (clipped surrogate)."""
+
+    run: tyro.conf.OmitArgPrefixes[RunConfiguration]
+    network: tyro.conf.OmitArgPrefixes[NetworkConfiguration] = field(default_factory=NetworkConfiguration)
+    normalization: tyro.conf.OmitArgPrefixes[NormalizationConfiguration] = field(default_factory=NormalizationConfiguration)
+    ppo: tyro.conf.OmitArgPrefixes[PPOConfiguration] = field(default_factory=PPOConfiguration)
+    output: tyro.conf.OmitArgPrefixes[Output] = field(default_factory=Output)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Run a trained policy for whole episodes in Gymnasium's own environment, and report its return."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    episodes: int = 100
+    """How many episodes."""
+    deterministic: bool = False
+    """Take the most probable action instead of a sample."""
+    backend: Backend = "gymnasium-sync"
+    """What steps the environment: gymnasium-sync is Gymnasium's own; gymnasium (vectorised), envpool and auto are re-implementations."""
+    seed: int = 0
+    """Seed of environments and actions."""
+    output: tyro.conf.OmitArgPrefixes[Output] = field(default_factory=Output)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train PPO on CartPole-v1 and show that it learns: about half a minute, nothing to choose."""
+
+    out: str | None = None
+    """Folder of the run; by default runs/demo-TIME."""
+    seed: int = 0
+    """Seed of the run."""
+    output: tyro.conf.OmitArgPrefixes[Output] = field(default_factory=Output)
+
+
+HELP = """usage: surefoot COMMAND ...
+
+Policy optimisation that never takes a step it cannot trust.
+
+commands:
+  train ppo --env ID   train a policy in a Gymnasium environment
+  evaluate RUN         run a trained policy for whole episodes
+  demo                 train PPO on CartPole-v1 and show that it learns
+
+`surefoot COMMAND --help` lists a command's options.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        the exit status: 0 done, 2 the input is wrong (one sentence on standard error), 1 anything else.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(arguments)
+    except UsageError as error:
+        print(f"surefoot: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except RunError as error:
+        print(f"surefoot: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("surefoot: stopped at once; what was saved before is kept", file=sys.stderr)
+        return FAILED
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return DONE if arguments else WRONG_INPUT
+    if arguments[0] == "--version":
+        from surefoot import __version__
+
+        print(__version__)
+        return DONE
+    command, rest = arguments[0], arguments[1:]
+    if command == "train":
+        return _train(rest)
+    if command == "evaluate":
+        return _evaluate(_parse(Evaluate, rest, program="surefoot evaluate"))
+    if command == "demo":
+        return _demo(_parse(Demo, rest, program="surefoot demo"))
+    raise UsageError(f"there is no command {command!r}; there are train, evaluate and demo")
+
+
+def _parse(kind: Any, arguments: list[str], *, program: str, default: Any = None) -> Any:
+    """Options to a dataclass; a wrong one becomes a sentence."""
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    parsed, unknown = tyro.cli(kind, prog=program, args=arguments, return_unknown_args=True, **options)
+    if unknown:
+        import difflib
+
+        near = difflib.get_close_matches(unknown[0].split("=")[0], _option_names(kind), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"`{program} --help` lists what there is"
+        raise UsageError(f"{program} has no option {unknown[0]}; {hint}")
+    return parsed
+
+
+def _option_names(kind: Any) -> list[str]:
+    names: list[str] = []
+    for part in fields(kind):
+        inner = PARTS.get(part.name)
+        names += _option_names(inner) if inner and part.name != "out" else [f"--{part.name.replace('_', '-')}"]
+    return names
+
+
+PARTS: dict[str, Any] = {
+    "network": NetworkConfiguration,
+    "normalization": NormalizationConfiguration,
+    "ppo": PPOConfiguration,
+    "output": Output,
+}
+
+
+def _train(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: surefoot train ppo --env ID ...\n\nalgorithms: ppo (`surefoot train ppo --help` lists its options)")
+        return DONE if arguments else WRONG_INPUT
+    if arguments[0] != "ppo":
+        raise UsageError(f"there is no algorithm {arguments[0]!r}; there is ppo")
+    arguments = arguments[1:]
+    env = _value_of("--env", arguments)
+    if env is None and not {"-h", "--help"} & set(arguments):
+        raise UsageError("--env is missing; give a Gymnasium id such as --env CartPole-v1")
+    preset = preset_for(env)
+    chosen: TrainPPO = _parse(TrainPPO, arguments, program="surefoot train ppo", default=_defaults(env, preset))
+    configuration = TrainConfiguration(chosen.run, chosen.network, chosen.normalization, chosen.ppo)
+    if preset and not chosen.output.quiet:
+        settings = configuration.as_dict()
+        used = [f"{k} {settings[k]}" for k, v in preset.items() if settings[k] == v]
+        changed = [f"{k} {settings[k]} instead of {v}" for k, v in preset.items() if settings[k] != v]
+        print(f"preset for {env}: {', '.join(used)}" + (f"; by option: {', '.join(changed)}" if changed else ""), file=sys.stderr)
+    from surefoot.control.training import train
+
+    result = train(configuration, quiet=chosen.output.quiet, started=STARTED)
+    return _report_training(result, as_json=chosen.output.json)
+
+
+def _value_of(option: str, arguments: list[str]) -> str | None:
+    """An option's value, before the other options are parsed: the environment decides their defaults."""
+    value = None
+    for i, argument in enumerate(arguments):
+        if argument == option and i + 1 < len(arguments):
+            value = arguments[i + 1]
+        elif argument.startswith(option + "="):
+            value = argument.partition("=")[2]
+    return value
+
+
+def _defaults(env: str | None, preset: dict[str, Any]) -> TrainPPO:
+    def part(kind: Any, **given: Any) -> Any:
+        names = {f.name for f in fields(kind)}
+        return kind(**given, **{k: v for k, v in preset.items() if k in names})
+
+    return TrainPPO(
+        run=part(RunConfiguration, env=env or "ID"),
+        network=part(NetworkConfiguration),
+        normalization=part(NormalizationConfiguration),
+        ppo=part(PPOConfiguration),
+    )
+
+
+def _report_training(result: dict[str, Any], *, as_json: bool) -> int:
+    reached = "no episode finished" if result["mean_return"] is None else f"mean return {result['mean_return']:.1f}"
+    rate = result["steps_per_second"] or 0.0
+    print(
+        f"{'stopped early' if result['interrupted'] else 'done'}: {reached} over the last training episodes,"
+        f" {result['total_steps']:,} steps in {result['seconds']:.1f} s"
+        f" ({result['startup_seconds']:.1f} s of start-up, then {rate:,.0f} steps/s); run in {result['run']}",
+        file=sys.stderr,
+    )
+    if summary := result.get("summary"):
+        print(
+            f"{summary['seeds']} seeds: interquartile mean {summary['interquartile_mean']:.1f},"
+            f" 95 % interval {summary['low']:.1f} … {summary['high']:.1f}",
+            file=sys.stderr,
+        )
+    if as_json:
+        print(json.dumps(result))
+    return FAILED if result["interrupted"] else DONE
+
+
+def _evaluate(chosen: Evaluate) -> int:
+    from surefoot.control.evaluation import evaluate
+
+    result = evaluate(
+        chosen.run, episodes=chosen.episodes, backend=chosen.backend, deterministic=chosen.deterministic, seed=chosen.seed
+    )
+    if not chosen.output.quiet:
+        print(
+            f"{result['env']}: mean return {result['mean_return']:.2f} ± {result['std_return']:.2f} (std) over {result['episodes']} episodes",
+            file=sys.stderr,
+        )
+    if chosen.output.json:
+        print(json.dumps(result))
+    return DONE
+
+
+def _demo(chosen: Demo) -> int:
+    from surefoot.control.demo import run_demo
+
+    result = run_demo(out=chosen.out, seed=chosen.seed, quiet=chosen.output.quiet, started=STARTED)
+    if chosen.output.json:
+        print(json.dumps(result))
+    return DONE if result["learned"] else FAILED

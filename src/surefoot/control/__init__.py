@@ -1,0 +1,1 @@
+"""Policy optimisation in environments with a Gymnasium interface, on JAX."""

@@ -1,0 +1,1 @@
+"""One algorithm, one file: its weight ψ, its objective and its step."""

@@ -1,0 +1,1 @@
+"""Where data comes from: Gymnasium, EnvPool and pure-JAX environments behind three small interfaces."""

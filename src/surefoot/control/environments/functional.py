@@ -1,0 +1,123 @@
+"""Environments that are pure JAX functions: stepped inside the compiled program, many seeds at once."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+
+from surefoot.control.rollout import EnvironmentStep, ScanCarry
+from surefoot.equations._library import Array
+from surefoot.errors import UsageError
+
+
+@runtime_checkable
+class FunctionalEnvironment(Protocol):
+    """One environment as pure functions that JAX can trace; batching is the caller's, by ``vmap``."""
+
+    observation_space: gymnasium.Space
+    action_space: gymnasium.Space
+    max_episode_steps: int | None
+    """Episodes are truncated after this many steps; None for never."""
+
+    def initial(self, key: Array) -> tuple[Any, Array]:
+        """(state, observation) at the start of an episode."""
+        ...
+
+    def transition(self, state: Any, action: Array, key: Array) -> tuple[Any, Array, Array, Array]:
+        """(next state, its observation, reward, terminated)."""
+        ...
+
+
+class GymnasiumFunctional:
+    """A ``gymnasium.experimental.functional.FuncEnv`` as a :class:`FunctionalEnvironment`."""
+
+    def __init__(self, environment: Any, max_episode_steps: int | None) -> None:
+        self._environment = environment
+        self.observation_space, self.action_space = environment.observation_space, environment.action_space
+        self.max_episode_steps = max_episode_steps
+
+    def initial(self, key: Array) -> tuple[Any, Array]:
+        """See :class:`FunctionalEnvironment`."""
+        of_state, of_observation = jax.random.split(key)
+        state = self._environment.initial(of_state)
+        return state, self._environment.observation(state, of_observation)
+
+    def transition(self, state: Any, action: Array, key: Array) -> tuple[Any, Array, Array, Array]:
+        """See :class:`FunctionalEnvironment`."""
+        of_state, of_observation, of_reward, of_end = jax.random.split(key, 4)
+        following = self._environment.transition(state, action, of_state)
+        observation = self._environment.observation(following, of_observation)
+        reward = self._environment.reward(state, action, following, of_reward)
+        return following, observation, jnp.asarray(reward, jnp.float32), self._environment.terminal(following, of_end)
+
+
+# Functional environments that Gymnasium ships, by the ids of the same tasks in either of its registries.
+GYMNASIUM_FUNCTIONAL = {
+    "CartPole-v1": ("gymnasium.envs.phys2d.cartpole", "CartPoleFunctional", 500),
+    "phys2d/CartPole-v0": ("gymnasium.envs.phys2d.cartpole", "CartPoleFunctional", 200),
+    "phys2d/CartPole-v1": ("gymnasium.envs.phys2d.cartpole", "CartPoleFunctional", 500),
+    "Pendulum-v1": ("gymnasium.envs.phys2d.pendulum", "PendulumFunctional", 200),
+    "phys2d/Pendulum-v0": ("gymnasium.envs.phys2d.pendulum", "PendulumFunctional", 200),
+}
+
+
+def make_functional(env_id: str) -> FunctionalEnvironment:
+    """One of Gymnasium's functional environments.
+
+    Raises:
+        UsageError: there is none for this id, or a package that it needs is missing.
+    """
+    if env_id not in GYMNASIUM_FUNCTIONAL:
+        raise UsageError(f"no pure-JAX environment for {env_id}; there are {', '.join(GYMNASIUM_FUNCTIONAL)}")
+    module, name, limit = GYMNASIUM_FUNCTIONAL[env_id]
+    try:
+        factory = getattr(__import__(module, fromlist=[name]), name)
+    except ImportError as error:
+        raise UsageError(f"--backend jax needs {error.name} for {env_id}; install it with: pip install 'surefoot[control]'") from error
+    return GymnasiumFunctional(factory(), limit)
+
+
+class FunctionalState(NamedTuple):
+    """One environment within its episode."""
+
+    state: Any
+    steps: Array
+    needs_reset: Array
+    key: Array
+
+
+def functional_step(environment: FunctionalEnvironment) -> EnvironmentStep:
+    """A step of N copies in next-step mode, for :func:`surefoot.control.rollout.collect_compiled`."""
+
+    def one(carry: FunctionalState, action: Array) -> tuple[FunctionalState, Array, Array, Array, Array]:
+        key, of_step, of_reset = jax.random.split(carry.key, 3)
+        state, observation, reward, terminated = environment.transition(carry.state, action, of_step)
+        fresh_state, fresh_observation = environment.initial(of_reset)
+        resets = carry.needs_reset
+        state, observation = jax.tree.map(
+            lambda fresh, ongoing: jnp.where(resets, fresh, ongoing), (fresh_state, fresh_observation), (state, observation)
+        )
+        steps = jnp.where(resets, 0, carry.steps + 1)
+        terminated = terminated & ~resets
+        limit = environment.max_episode_steps
+        truncated = jnp.zeros_like(terminated) if limit is None else (steps >= limit) & ~terminated & ~resets
+        following = FunctionalState(state, steps, terminated | truncated, key)
+        reward = jnp.where(resets, 0.0, reward).astype(jnp.float32)
+        return following, observation.astype(jnp.float32), reward, terminated, truncated
+
+    return jax.vmap(one)
+
+
+def functional_carry(environment: FunctionalEnvironment, *, num_envs: int, key: Array) -> ScanCarry:
+    """N fresh episodes."""
+
+    def one(key: Array) -> tuple[FunctionalState, Array]:
+        key, of_reset = jax.random.split(key)
+        state, observation = environment.initial(of_reset)
+        return FunctionalState(state, jnp.int32(0), jnp.bool_(False), key), observation.astype(jnp.float32)
+
+    states, observations = jax.vmap(one)(jax.random.split(key, num_envs))
+    return ScanCarry(states, observations, jnp.zeros(num_envs, bool))

@@ -1,0 +1,134 @@
+"""Environments that Python steps: Gymnasium vector environments in any autoreset mode, and EnvPool's Python face."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from gymnasium import Env, Wrapper
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from surefoot.control.spaces import Spaces, describe_spaces
+from surefoot.errors import EnvironmentFault
+
+
+class NameFaults(Wrapper):
+    """Says which environment raised, at which of its steps and with which action."""
+
+    def __init__(self, env: Env, *, name: str, index: int) -> None:
+        super().__init__(env)
+        self._name, self._index, self._steps = name, index, 0
+
+    def step(self, action: Any) -> Any:
+        """Step, counting."""
+        self._steps += 1
+        try:
+            return self.env.step(action)
+        except Exception as error:
+            raise EnvironmentFault(
+                f"environment {self._index} of {self._name} raised {type(error).__name__} at its step {self._steps},"
+                f" with action {np.asarray(action).tolist()}: {error}"
+            ) from error
+
+    def reset(self, **options: Any) -> Any:
+        """Reset, naming what goes wrong."""
+        try:
+            return self.env.reset(**options)
+        except Exception as error:
+            raise EnvironmentFault(
+                f"environment {self._index} of {self._name} raised {type(error).__name__} in a reset after {self._steps} steps: {error}"
+            ) from error
+
+
+class HostEnvironments:
+    """N environments behind one ``step``, whatever their autoreset mode, checked for numbers that are not finite.
+
+    Args:
+        environments: a Gymnasium vector environment, or EnvPool's Gymnasium-like one (next-step mode).
+        name: what messages call it.
+        backend: which kind of backend it is, for reports.
+
+    Raises:
+        UsageError: its spaces are not supported.
+    """
+
+    def __init__(self, environments: VectorEnv | Any, *, name: str, backend: str) -> None:
+        self.name, self.backend, self._environments = name, backend, environments
+        single_observation = getattr(environments, "single_observation_space", environments.observation_space)
+        single_action = getattr(environments, "single_action_space", environments.action_space)
+        self.spaces: Spaces = describe_spaces(single_observation, single_action, name=name)
+        self.num_envs = int(environments.num_envs if hasattr(environments, "num_envs") else environments.config["num_envs"])
+        metadata = getattr(environments, "metadata", None) or {}
+        self._mode = AutoresetMode(metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
+        self.next_step = self._mode is AutoresetMode.NEXT_STEP
+        self._dtype = getattr(single_action, "dtype", None)
+        self._steps = 0
+
+    def reset(self, seed: int | None) -> np.ndarray:
+        """Reset all; environment i gets seed + i. EnvPool was given its seed when it was made, and ignores this one."""
+        try:
+            observations, _ = self._environments.reset(seed=seed) if isinstance(self._environments, VectorEnv) else self._environments.reset()
+        except EnvironmentFault:
+            raise
+        except Exception as error:
+            raise EnvironmentFault(f"{self.name} raised {type(error).__name__} in its first reset: {error}") from error
+        return self._checked(observations, "an observation", 0)
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """One step of every environment.
+
+        Args:
+            actions: as the environments take them, one per environment.
+
+        Returns:
+            the observations to act on next, rewards, terminated, truncated, and the true final observations of the
+            environments that ended, in rows of their own; None in next-step mode or where none ended.
+
+        Raises:
+            EnvironmentFault: an environment raised, or returned a number that is not finite.
+        """
+        self._steps += 1
+        try:
+            observations, rewards, terminated, truncated, info = self._environments.step(actions.astype(self._dtype, copy=False))
+        except EnvironmentFault:
+            raise
+        except Exception as error:
+            raise EnvironmentFault(
+                f"{self.name} raised {type(error).__name__} at vector step {self._steps}, with actions {actions.tolist()}: {error}"
+            ) from error
+        rewards = self._checked(rewards, "a reward", self._steps)
+        finals = None
+        if self._mode is not AutoresetMode.NEXT_STEP and (ended := np.logical_or(terminated, truncated)).any():
+            finals = np.zeros((self.num_envs, self.spaces.observation_size), np.float32)
+            if self._mode is AutoresetMode.SAME_STEP:
+                for i in np.flatnonzero(ended):
+                    finals[i] = info["final_obs"][i]
+            else:
+                finals[ended] = observations[ended]
+                observations, _ = self._environments.reset(options={"reset_mask": ended})
+            self._checked(finals, "a final observation", self._steps)
+        return self._checked(observations, "an observation", self._steps), rewards, terminated, truncated, finals
+
+    def _checked(self, values: np.ndarray, what: str, step: int) -> np.ndarray:
+        # One sum is cheaper than a test of every element, and not finite if any element is not.
+        if not math.isfinite(values.sum(dtype=np.float64)):
+            bad = ~np.isfinite(values)
+            if bad.any():
+                index = tuple(int(i) for i in np.argwhere(bad)[0])
+                raise EnvironmentFault(describe_fault(self.name, what, step, index[0], index[1:], float(values[index])))
+        return values
+
+    def close(self) -> None:
+        """Close the environments."""
+        if isinstance(self._environments, VectorEnv):
+            self._environments.close()
+
+
+def describe_fault(name: str, what: str, step: int, environment: int, component: tuple[int, ...], value: float) -> str:
+    """The sentence for a value that is not a finite number."""
+    where = f" in component {component[0]}" if component else ""
+    return (
+        f"environment {environment} of {name} returned {what} of {value}{where} at vector step {step};"
+        " the run cannot go on with it, and the policy from before this rollout is kept"
+    )

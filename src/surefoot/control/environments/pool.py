@@ -1,0 +1,77 @@
+"""EnvPool: environments in C++ on a thread pool, stepped from inside the compiled program where its XLA interface works."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import sys
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from surefoot.control.rollout import EnvironmentStep, ScanCarry
+from surefoot.control.spaces import Spaces, describe_spaces
+from surefoot.equations._library import Array
+from surefoot.errors import UsageError
+
+
+def is_installed() -> bool:
+    """Whether EnvPool can be imported, without importing it: that takes more than a second."""
+    return importlib.util.find_spec("envpool") is not None
+
+
+def has_task(env_id: str) -> bool:
+    """Whether EnvPool knows this task."""
+    return is_installed() and env_id in _envpool().list_all_envs()
+
+
+def _envpool() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the precision of other tasks' bounds
+        import envpool
+    return envpool
+
+
+class Pool:
+    """N environments of one EnvPool task, in next-step mode.
+
+    Raises:
+        UsageError: EnvPool is missing, or does not have the task.
+    """
+
+    backend = "envpool"
+
+    def __init__(self, env_id: str, *, num_envs: int, seed: int) -> None:
+        if not is_installed():
+            raise UsageError("--backend envpool needs EnvPool; install it with: pip install 'surefoot[envpool]'")
+        if not has_task(env_id):
+            raise UsageError(f"EnvPool has no {env_id}; take --backend gymnasium, or auto to let surefoot choose")
+        self.name, self.num_envs = env_id, num_envs
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.environments = _envpool().make(env_id, env_type="gymnasium", num_envs=num_envs, seed=seed)
+            self.spaces: Spaces = describe_spaces(
+                self.environments.observation_space, self.environments.action_space, name=env_id
+            )
+        # Its spaces say int64 for discrete actions, and it takes int32.
+        self._dtype = np.dtype(np.int32 if self.spaces.action.kind == "discrete" else self.environments.action_space.dtype)
+        self.compiles = sys.platform == "linux"
+        """Whether the pool can be stepped inside a compiled program."""
+
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
+        """The context in which programs with this pool are traced: MuJoCo tasks exchange float64 numbers."""
+        return jax.enable_x64(True)
+
+    def start(self) -> tuple[ScanCarry, EnvironmentStep]:
+        """Reset all environments; what a compiled rollout starts from, and their step."""
+        observations, _ = self.environments.reset()
+        handle, _, _, step = self.environments.xla()
+
+        def advance(carry: Array, actions: Array) -> tuple[Any, Array, Array, Array, Array]:
+            carry, (observations, rewards, terminated, truncated, _) = step(carry, actions.astype(self._dtype))
+            return carry, observations.astype(jnp.float32), rewards.astype(jnp.float32), terminated, truncated
+
+        return ScanCarry(handle, np.asarray(observations, np.float32), np.zeros(self.num_envs, bool)), advance

@@ -1,0 +1,164 @@
+"""A policy: observations in, actions out. It needs NumPy alone, so that it runs where it is deployed without JAX."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from surefoot.control.networks import evaluate_network
+from surefoot.control.normalization import RunningStatistics, normalize
+from surefoot.control.spaces import Spaces
+from surefoot.equations import Distribution
+from surefoot.equations._library import Array
+from surefoot.errors import UsageError
+from surefoot.runs.directory import POLICY_FOLDER, read_json, write_json, write_whole
+
+WEIGHTS_FILE = "policy.safetensors"
+DESCRIPTION_FILE = "policy.json"
+STATISTICS = "observation_statistics/"
+
+
+def action_distribution(
+    spaces: Spaces, parameters: Mapping[str, Array], observations: Array, *, activation: str
+) -> Distribution:
+    """π(·|s) for normalised observations of shape (…, observation size); any array library."""
+    outputs = evaluate_network(parameters, observations, activation=activation)
+    return spaces.action.distribution(outputs, parameters.get("log_std"))
+
+
+def draw_noise(generator: np.random.Generator, kind: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Noise for :meth:`Distribution.sample`, float32: standard normal, Gumbel or logistic."""
+    if kind == "normal":
+        return generator.standard_normal(shape, dtype=np.float32)
+    return getattr(generator, kind)(size=shape).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A trained policy with its frozen observation normaliser.
+
+    Example:
+        >>> import surefoot
+        >>> policy = surefoot.load("runs/my-run")               # doctest: +SKIP
+        >>> action = policy(observation)                        # doctest: +SKIP
+        >>> action = policy(observations, deterministic=True)   # doctest: +SKIP
+    """
+
+    spaces: Spaces
+    activation: str
+    parameters: Mapping[str, np.ndarray]
+    observation_statistics: RunningStatistics | None
+    """Mean and variance that observations are normalised with; None where the run did not normalise."""
+    observation_clip: float
+    description: Mapping[str, Any]
+    """Where the policy comes from: algorithm, env, backend, steps it was trained for."""
+
+    def distribution(self, observations: np.ndarray) -> Distribution:
+        """π(·|s) over the policy's own (unclipped, unscaled) actions, for observations of shape (…, observation size)."""
+        observations = np.asarray(observations, np.float32)
+        if self.observation_statistics is not None:
+            observations = normalize(observations, self.observation_statistics, clip=self.observation_clip)
+        return action_distribution(self.spaces, self.parameters, observations, activation=self.activation)
+
+    def __call__(
+        self, observations: np.ndarray, *, deterministic: bool = False, generator: np.random.Generator | None = None
+    ) -> np.ndarray:
+        """Actions as the environment takes them.
+
+        Args:
+            observations: one observation, shape (observation size,), or several, shape (batch, observation size).
+            deterministic: the most probable action instead of a sample.
+            generator: where samples come from; a fresh, unseeded one by default.
+
+        Returns:
+            one action or several.
+
+        Raises:
+            ValueError: the observations have another size than the policy was trained with.
+        """
+        observations = np.asarray(observations, np.float32)
+        if observations.ndim not in (1, 2) or observations.shape[-1] != self.spaces.observation_size:
+            raise ValueError(
+                f"observations have shape {observations.shape}, but this policy takes ({self.spaces.observation_size},)"
+                f" or (batch, {self.spaces.observation_size})"
+            )
+        distribution = self.distribution(observations)
+        if deterministic:
+            actions = distribution.mode()
+        else:
+            shape = (*observations.shape[:-1], self.spaces.action.outputs)
+            noise = draw_noise(generator or np.random.default_rng(), self.spaces.action.noise, shape)
+            actions = distribution.sample(noise)
+        return self.spaces.action.for_environment(actions)
+
+    def save(self, run: Path) -> None:
+        """Write ``policy/`` into a run's folder: weights as safetensors, the rest as JSON; no pickle.
+
+        Raises:
+            RunError: the disk is full; a policy saved before is untouched.
+        """
+        from safetensors.numpy import save
+
+        tensors = {name: np.ascontiguousarray(value) for name, value in self.parameters.items()}
+        if self.observation_statistics is not None:
+            for name, value in self.observation_statistics._asdict().items():
+                tensors[STATISTICS + name] = np.asarray(value, np.float32)
+        description = {
+            "spaces": self.spaces.as_dict(),
+            "activation": self.activation,
+            "observation_clip": self.observation_clip,
+            "description": dict(self.description),
+        }
+        # Both go into the weights' file: a rename then replaces a whole policy, never half of one. The JSON beside it is
+        # for people.
+        write_whole(run / POLICY_FOLDER / WEIGHTS_FILE, save(tensors, metadata={"surefoot": json.dumps(description)}))
+        write_json(run / POLICY_FOLDER / DESCRIPTION_FILE, _finite(description))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity, and action bounds may be infinite: they are written as strings for people to read."""
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return str(value) if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def load_policy(run: str | Path) -> Policy:
+    """Load the policy of a run.
+
+    Args:
+        run: the run's folder, the one that ``surefoot train`` printed.
+
+    Raises:
+        UsageError: there is no policy there, or its file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    run = Path(run)
+    path = run / POLICY_FOLDER / WEIGHTS_FILE
+    if not path.exists():
+        if run.exists() and (run / "config.json").exists():
+            read_json(run / "config.json")
+            raise UsageError(f"{run} holds a run without a policy: it was stopped before its first update was saved")
+        raise UsageError(f"{run} is not a run: there is no {path}; give the folder that `surefoot train` printed")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            description = json.loads(file.metadata()["surefoot"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        statistics = {name: tensors.pop(STATISTICS + name) for name in RunningStatistics._fields if STATISTICS + name in tensors}
+        return Policy(
+            spaces=Spaces.from_dict(description["spaces"]),
+            activation=description["activation"],
+            parameters=tensors,
+            observation_statistics=RunningStatistics(**statistics) if statistics else None,
+            observation_clip=float(description["observation_clip"]),
+            description=description["description"],
+        )
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} is damaged or not a surefoot policy ({error}); train again or restore it from a copy") from error

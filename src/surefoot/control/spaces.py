@@ -1,0 +1,135 @@
+"""Observation and action spaces, as the policy needs to know them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces as gym_spaces
+
+from surefoot.equations import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
+from surefoot.equations._library import Array, namespace
+from surefoot.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ActionSpace:
+    """A Gymnasium action space, and the distribution over it.
+
+    A Box is scaled: the policy's component 1 is the upper bound and −1 the lower one where both are finite, and means itself
+    where they are not. The policy's sample is clipped for the environment only; the unclipped one is scored.
+    """
+
+    kind: str
+    """discrete, box, multidiscrete or multibinary."""
+    sizes: tuple[int, ...]
+    """Choices of each part (discrete: one part), or the number of components."""
+    start: tuple[int, ...] = ()
+    """The environment's number for the first choice of each part (discrete, multidiscrete)."""
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the policy network puts out."""
+        return sum(self.sizes)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one action."""
+        return {"discrete": (), "multidiscrete": (len(self.sizes),)}.get(self.kind, (self.outputs,))
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """The dtype in which the policy keeps its actions."""
+        return np.float32 if self.kind == "box" else np.int32
+
+    @property
+    def noise(self) -> str:
+        """Which noise a sample needs, of shape (…, outputs)."""
+        kinds = {"discrete": Categorical, "box": DiagonalGaussian, "multidiscrete": MultiCategorical, "multibinary": Bernoulli}
+        return kinds[self.kind].noise
+
+    def distribution(self, outputs: Array, log_std: Array | None) -> Distribution:
+        """The distribution that the network's ``outputs``, shape (…, outputs), stand for; ``log_std`` is for a Box."""
+        if self.kind == "discrete":
+            return Categorical(outputs)
+        if self.kind == "multidiscrete":
+            return MultiCategorical(outputs, self.sizes)
+        if self.kind == "multibinary":
+            return Bernoulli(outputs)
+        return DiagonalGaussian(outputs, log_std)
+
+    def for_environment(self, actions: Array) -> Array:
+        """The policy's actions as the environment takes them: scaled to and clipped at the bounds, or counted from ``start``."""
+        if self.kind == "box":
+            xp = namespace(actions)
+            low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
+            bounded = np.isfinite(low) & np.isfinite(high)
+            with np.errstate(invalid="ignore"):
+                center = np.where(bounded, (high + low) / 2, 0).astype(np.float32)
+                scale = np.where(bounded, (high - low) / 2, 1).astype(np.float32)
+            return xp.clip(actions * xp.asarray(scale) + xp.asarray(center), xp.asarray(low), xp.asarray(high))
+        if any(self.start):
+            return actions + (self.start[0] if self.kind == "discrete" else namespace(actions).asarray(self.start, dtype=actions.dtype))
+        return actions
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """What a policy sees and what it does."""
+
+    observation_size: int
+    action: ActionSpace
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(value: dict[str, Any]) -> Spaces:
+        """The inverse of :meth:`as_dict`.
+
+        Raises:
+            KeyError, TypeError: a field is missing or one too many.
+        """
+        action = {k: tuple(v) if isinstance(v, list) else v for k, v in value["action"].items()}
+        return Spaces(observation_size=int(value["observation_size"]), action=ActionSpace(**action))
+
+
+def describe_spaces(observation_space: Any, action_space: Any, *, name: str) -> Spaces:
+    """Read Gymnasium spaces of one environment.
+
+    Args:
+        observation_space: must be a one-dimensional Box.
+        action_space: Discrete, Box, MultiDiscrete or MultiBinary.
+        name: the environment's name, for the error.
+
+    Raises:
+        UsageError: a space is of another kind; the sentence says which wrapper helps.
+    """
+    if not isinstance(observation_space, gym_spaces.Box) or len(observation_space.shape) != 1:
+        raise UsageError(
+            f"{name} has observations {observation_space}, and only vectors (a one-dimensional Box) are supported;"
+            " wrap it in gymnasium.wrappers.FlattenObservation"
+        )
+    (size,) = observation_space.shape
+    if isinstance(action_space, gym_spaces.Discrete):
+        action = ActionSpace("discrete", (int(action_space.n),), start=(int(action_space.start),))
+    elif isinstance(action_space, gym_spaces.MultiDiscrete) and action_space.nvec.ndim == 1:
+        action = ActionSpace(
+            "multidiscrete", tuple(map(int, action_space.nvec)), start=tuple(int(s) for s in np.ravel(action_space.start))
+        )
+    elif isinstance(action_space, gym_spaces.MultiBinary) and len(action_space.shape) == 1:
+        action = ActionSpace("multibinary", (int(action_space.shape[0]),))
+    elif isinstance(action_space, gym_spaces.Box) and len(action_space.shape) == 1 and action_space.dtype.kind == "f":
+        action = ActionSpace(
+            "box", (int(action_space.shape[0]),), low=tuple(map(float, action_space.low)), high=tuple(map(float, action_space.high))
+        )
+    else:
+        raise UsageError(
+            f"{name} has actions {action_space}, and supported are Discrete, one-dimensional float Box, MultiDiscrete and"
+            " MultiBinary; wrap it in a gymnasium.ActionWrapper that offers one of these"
+        )
+    return Spaces(observation_size=int(size), action=action)

@@ -1,0 +1,99 @@
+"""The only module that asks which array library it was handed.
+
+Everything else in :mod:`surefoot.equations` is written against the Python array API. Three operations have no portable
+form that is also fast and differentiable: a reverse recurrence, stopping a gradient, and a stable log-sum-exp.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat
+
+Array = Any
+"""An array of any library that the Python array API covers: NumPy, JAX (traced too), PyTorch, array-api-strict."""
+
+
+def namespace(*arrays: Array) -> Any:
+    """The array-API namespace that all ``arrays`` share; Python numbers and ``None`` are passed over.
+
+    Raises:
+        TypeError: arrays of two libraries were mixed, or none is an array.
+    """
+    return array_api_compat.array_namespace(*(a for a in arrays if a is not None and not isinstance(a, int | float)))
+
+
+def positions(x: Array) -> Array:
+    """0, 1, …, n−1 along the last axis of ``x``, on the device of ``x``."""
+    xp = namespace(x)
+    if array_api_compat.is_jax_array(x):  # a traced array has no device to name
+        return xp.arange(x.shape[-1])
+    return xp.arange(x.shape[-1], device=array_api_compat.device(x))
+
+
+def stop_gradient(x: Array) -> Array:
+    """``x`` as a constant: no gradient flows through it."""
+    if array_api_compat.is_jax_array(x):
+        import jax
+
+        return jax.lax.stop_gradient(x)
+    if array_api_compat.is_torch_array(x):
+        return x.detach()
+    return x
+
+
+def log_sum_exp(x: Array) -> Array:
+    """log Σ exp x over the last axis, which stays with length one; finite wherever the maximum of ``x`` is."""
+    if array_api_compat.is_jax_array(x):
+        import jax
+
+        return jax.nn.logsumexp(x, axis=-1, keepdims=True)
+    if array_api_compat.is_torch_array(x):
+        import torch
+
+        return torch.logsumexp(x, dim=-1, keepdim=True)
+    xp = namespace(x)
+    shift = xp.max(x, axis=-1, keepdims=True)
+    return shift + xp.log(xp.sum(xp.exp(x - shift), axis=-1, keepdims=True))
+
+
+def log_sigmoid(x: Array) -> Array:
+    """log σ(x) = min(x, 0) − log(1 + exp(−|x|)), without overflow on either side."""
+    xp = namespace(x)
+    # max(x, 0) = (x + |x|)/2 has the gradient ½ at 0 that σ needs; `minimum` would leave the choice to the library.
+    return 0.5 * (x - xp.abs(x)) - xp.log1p(xp.exp(-xp.abs(x)))
+
+
+def reverse_linear_recurrence(*, coefficients: Array, terms: Array) -> Array:
+    """y_t = b_t + a_t · y_{t+1} for t = T−1, …, 0, with y_T = 0.
+
+    Under JAX this is a scan, which compiles in a tenth of the time of an associative scan and, on a CPU, runs faster.
+    Elsewhere it takes ⌈log₂ T⌉ rounds of doubling, each of which composes the affine maps of neighbours over whole
+    arrays: no Python step per time index, and differentiable by anyone's autograd. Nothing is ever divided, so
+    coefficients of zero cut the sum exactly.
+
+    Args:
+        coefficients: a_t, shape (T, …).
+        terms: b_t, shape (T, …); must be finite, since 0 · inf is NaN.
+
+    Returns:
+        y_t, shape (T, …).
+    """
+    if array_api_compat.is_jax_array(terms):
+        import jax
+
+        def step(following: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+            coefficient, term = now
+            y = term + coefficient * following
+            return y, y
+
+        return jax.lax.scan(step, terms[0] * 0, (coefficients, terms), reverse=True)[1]
+    xp = namespace(coefficients, terms)
+    length, span = terms.shape[0], 1
+    while span < length:
+        untouched = terms[length - span :]
+        terms = xp.concat([terms[:-span] + coefficients[:-span] * terms[span:], untouched], axis=0)
+        # Past the end y is 0, so the last rows' coefficients no longer matter.
+        coefficients = xp.concat([coefficients[:-span] * coefficients[span:], coefficients[length - span :]], axis=0)
+        span *= 2
+    return terms

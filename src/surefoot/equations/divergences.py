@@ -1,0 +1,52 @@
+"""Estimators of KL(p‖q) from samples of p, one term per sample; closed forms stand with the distributions.
+
+With r = q(x)/p(x) and x ~ p, all from log r alone. k1 is unbiased and noisy, and negative on some samples. k2 is biased with
+low variance. k3 is unbiased, never negative, and has low variance where p and q are close. As *losses* they differ: the
+gradient of k2's expectation, samples held fixed, is that of KL at q = p, while that of k1 is zero in expectation.
+
+Source: Schulman, Approximating KL Divergence (2020), http://joschu.net/blog/kl-approx.html.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+
+from surefoot.equations._library import Array, namespace
+
+__all__ = ["kl_k1", "kl_k2", "kl_k3"]
+
+
+def kl_k1(log_ratio: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """k1 = −log r. E_p[k1] = KL(p‖q).
+
+    Args:
+        log_ratio: log r = log q(x) − log p(x), in nats, at x ~ p.
+
+    Returns:
+        one term per sample, in nats.
+    """
+    return -log_ratio
+
+
+def kl_k2(log_ratio: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """k2 = ½ (log r)². Equal to KL(p‖q) up to third order in p − q.
+
+    Args:
+        log_ratio: log r = log q(x) − log p(x), in nats, at x ~ p.
+
+    Returns:
+        one term per sample, in nats, never negative.
+    """
+    return 0.5 * log_ratio**2
+
+
+def kl_k3(log_ratio: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """k3 = (r − 1) − log r. E_p[k3] = KL(p‖q), and no term is negative.
+
+    Args:
+        log_ratio: log r = log q(x) − log p(x), in nats, at x ~ p.
+
+    Returns:
+        one term per sample, in nats, never negative.
+    """
+    return namespace(log_ratio).expm1(log_ratio) - log_ratio

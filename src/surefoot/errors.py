@@ -1,0 +1,15 @@
+"""The errors that surefoot raises on purpose, each of one sentence that names what was wrong and what would be right."""
+
+from __future__ import annotations
+
+
+class UsageError(ValueError):
+    """What the user gave cannot be used. On the command line: the sentence, no traceback, exit status 2."""
+
+
+class RunError(RuntimeError):
+    """The run cannot go on: an environment failed, a disk is full. On the command line: the sentence, exit status 1."""
+
+
+class EnvironmentFault(RunError):
+    """An environment raised, or returned a value that is not a finite number."""
