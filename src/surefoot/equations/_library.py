@@ -91,9 +91,11 @@ def reverse_linear_recurrence(*, coefficients: Array, terms: Array) -> Array:
     xp = namespace(coefficients, terms)
     length, span = terms.shape[0], 1
     while span < length:
-        untouched = terms[length - span :]
-        terms = xp.concat([terms[:-span] + coefficients[:-span] * terms[span:], untouched], axis=0)
+        untouched = terms[length - span :, ...]
+        terms = xp.concat([terms[:-span, ...] + coefficients[:-span, ...] * terms[span:, ...], untouched], axis=0)
         # Past the end y is 0, so the last rows' coefficients no longer matter.
-        coefficients = xp.concat([coefficients[:-span] * coefficients[span:], coefficients[length - span :]], axis=0)
+        coefficients = xp.concat(
+            [coefficients[:-span, ...] * coefficients[span:, ...], coefficients[length - span :, ...]], axis=0
+        )
         span *= 2
     return terms

@@ -135,5 +135,4 @@ def masked_mean(terms: Float[Array, "*batch"], valid: Bool[Array, "*batch"] | No
         batch; elsewhere combine the pairs of :func:`masked_sum` first.
     """
     total, count = masked_sum(terms, valid)
-    xp = namespace(total)
-    return total / xp.where(count > 0, count, xp.ones_like(count))
+    return total / namespace(terms).where(count > 0, count, 0 * count + 1)

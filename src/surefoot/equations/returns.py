@@ -188,7 +188,7 @@ def discounted_returns(
     going = _goes_on(terminated, truncated, valid)
     terms = rewards if valid is None else xp.where(valid, rewards, zero)
     if next_values is not None:
-        last = xp.concat([xp.zeros_like(going[:-1]), xp.ones_like(going[-1:])], axis=0)
+        last = xp.concat([xp.zeros_like(going[:-1, ...]), xp.ones_like(going[-1:, ...])], axis=0)
         bootstraps = ~terminated & (~going | last)
         if valid is not None:
             bootstraps = bootstraps & valid
@@ -199,7 +199,6 @@ def discounted_returns(
 def n_step_returns(
     *,
     rewards: Float[Array, "time *batch"],
-    values: Float[Array, "time *batch"],
     next_values: Float[Array, "time *batch"],
     terminated: Bool[Array, "time *batch"],
     truncated: Bool[Array, "time *batch"],
@@ -209,12 +208,11 @@ def n_step_returns(
 ) -> Float[Array, "time *batch"]:
     """G^(n)_t = Σ_{k<m} γ^k r_{t+k} + γ^m V(s′_{t+m−1}), m = n or what the episode and the rollout leave.
 
-    With A the λ = 1 advantage, G^(n)_t − V(s_t) = A_t − γⁿ A_{t+n} where the episode lasts that long and A_t where it does not,
-    so the cost does not depend on n.
+    With G the discounted return, G^(n)_t = G_t − γⁿ (G_{t+n} − V(s′_{t+n−1})) where the episode lasts that long and G_t where it does
+    not, so the cost does not depend on n.
 
     Args:
         rewards: r_t.
-        values: V(s_t); they cancel but for rounding, and for any V the result is the same.
         next_values: V(s′_t), ignored where ``terminated``.
         terminated: whether s′_t is terminal.
         truncated: whether the episode was cut at s′_t.
@@ -232,24 +230,16 @@ def n_step_returns(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, but is {steps}")
-    full = generalized_advantages(
-        rewards=rewards,
-        values=values,
-        next_values=next_values,
-        terminated=terminated,
-        truncated=truncated,
-        discount=discount,
-        trace_decay=1.0,
-        valid=valid,
+    full = discounted_returns(
+        rewards=rewards, terminated=terminated, truncated=truncated, discount=discount, next_values=next_values, valid=valid
     )
+    if steps >= full.shape[0]:
+        return full
     xp = namespace(full)
     zero = xp.zeros_like(full)
-    targets = full + (values if valid is None else xp.where(valid, values, zero))
-    if steps >= full.shape[0]:
-        return targets
     going = xp.where(_goes_on(terminated, truncated, valid), zero + 1, zero)
     rows_left = reverse_linear_recurrence(coefficients=going, terms=xp.ones_like(full))
     # The window reaches row t + n only if no end lies in rows t … t+n−1; row counts are exact in floating point.
-    reaches = (rows_left[:-steps] - 0.5) > steps
-    beyond = xp.where(reaches, discount**steps * full[steps:], zero[steps:])
-    return targets - xp.concat([beyond, zero[:steps]], axis=0)
+    reaches = rows_left[:-steps, ...] > steps
+    beyond = discount**steps * (full[steps:, ...] - next_values[steps - 1 : -1, ...])
+    return full - xp.concat([xp.where(reaches, beyond, zero[steps:, ...]), zero[:steps, ...]], axis=0)
