@@ -3,9 +3,9 @@
     python benchmarks/control_learning.py                # all tasks: about half an hour on two cores
     python benchmarks/control_learning.py CartPole-v1    # one task
 
-Each seed is one `surefoot train` and one `surefoot evaluate --episodes 100` (sampled actions, Gymnasium's own environment). Results go to
-benchmarks/results/control_learning/TASK.json: commands, every seed's numbers, interquartile mean and its 95 % bootstrap interval.
-"""
+Each seed is one `surefoot train` and one `surefoot evaluate --episodes 100` (sampled actions, Gymnasium's own
+environment). Results go to benchmarks/results/control_learning/TASK.json: commands, every seed's numbers,
+interquartile mean and its 95 % bootstrap interval."""
 
 from __future__ import annotations
 
@@ -66,12 +66,17 @@ def run_task(task: Task, extra: str) -> dict:
         for seed in range(task.seeds):
             out = f"{folder}/{seed}"
             trained = surefoot(f"{train} --seed {seed} --no-tensorboard --json --quiet --out {out}")
-            row = {"seed": seed, **{k: trained[k] for k in ("backend", "total_steps", "seconds", "startup_seconds", "steps_per_second")}}
+            row = {
+                "seed": seed,
+                **{k: trained[k] for k in ("backend", "total_steps", "seconds", "startup_seconds", "steps_per_second")},
+            }
             row["training_return"] = trained["mean_return"]
             evaluated = surefoot(f"evaluate {out} --episodes 100 --json --quiet")
             row |= {"mean_return": evaluated["mean_return"], "std_return": evaluated["std_return"]}
             if task.wanted_deterministic is not None:
-                row["deterministic_return"] = surefoot(f"evaluate {out} --episodes 100 --deterministic --json --quiet")["mean_return"]
+                row["deterministic_return"] = surefoot(f"evaluate {out} --episodes 100 --deterministic --json --quiet")[
+                    "mean_return"
+                ]
             rows.append(row)
             print(json.dumps({"env": task.env, **row}), file=sys.stderr, flush=True)
     returns = [row["mean_return"] for row in rows]
@@ -82,7 +87,9 @@ def run_task(task: Task, extra: str) -> dict:
         "wanted": task.wanted,
         "wanted_of": "every seed" if task.every_seed else "interquartile mean",
         "summary": summarize_seeds(returns).as_dict(),
-        "reached": min(returns) >= task.wanted if task.every_seed else summarize_seeds(returns).interquartile_mean >= task.wanted,
+        "reached": min(returns) >= task.wanted
+        if task.every_seed
+        else summarize_seeds(returns).interquartile_mean >= task.wanted,
         "seeds": rows,
         "date": time.strftime("%Y-%m-%d"),
         "versions": {name: version(name) for name in ("surefoot", "jax", "gymnasium", "envpool", "mujoco")},
@@ -109,7 +116,8 @@ def main() -> None:
         (arguments.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
         summary = result["summary"]
         print(
-            f"{name}: interquartile mean {summary['interquartile_mean']:.1f}, 95 % interval {summary['low']:.1f} … {summary['high']:.1f},"
+            f"{name}: interquartile mean {summary['interquartile_mean']:.1f}, 95 % interval {summary['low']:.1f} …"
+            f" {summary['high']:.1f},"
             f" wanted {result['wanted']} of {result['wanted_of']}: {'reached' if result['reached'] else 'NOT reached'}",
             flush=True,
         )

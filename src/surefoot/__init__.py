@@ -21,6 +21,7 @@ def load(run: str | Path) -> Policy:
 
     Raises:
         surefoot.errors.UsageError: there is no policy there, or its file is damaged.
+
     """
     from surefoot.control.policy import load_policy
 
@@ -28,4 +29,6 @@ def load(run: str | Path) -> Policy:
 
 
 def __getattr__(name: str) -> Any:
-    raise AttributeError(f"surefoot has no {name!r}; it has {', '.join(__all__)} and the subpackages equations, control and runs")
+    raise AttributeError(
+        f"surefoot has no {name!r}; it has {', '.join(__all__)} and the subpackages equations, control and runs"
+    )

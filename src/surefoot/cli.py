@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
@@ -59,7 +59,8 @@ class Evaluate:
     deterministic: bool = False
     """Take the most probable action instead of a sample."""
     backend: Backend = "gymnasium-sync"
-    """What steps the environment: gymnasium-sync is Gymnasium's own; gymnasium (vectorised), envpool and auto are re-implementations."""
+    """What steps the environment: gymnasium-sync is Gymnasium's own; gymnasium (vectorised), envpool and auto are
+    re-implementations."""
     seed: int = 0
     """Seed of environments and actions."""
     output: tyro.conf.OmitArgPrefixes[Output] = field(default_factory=Output)
@@ -94,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit status: 0 done, 2 the input is wrong (one sentence on standard error), 1 anything else.
+
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -179,7 +181,9 @@ def _train(arguments: list[str]) -> int:
         settings = configuration.as_dict()
         used = [f"{k} {settings[k]}" for k, v in preset.items() if settings[k] == v]
         changed = [f"{k} {settings[k]} instead of {v}" for k, v in preset.items() if settings[k] != v]
-        print(f"preset for {env}: {', '.join(used)}" + (f"; by option: {', '.join(changed)}" if changed else ""), file=sys.stderr)
+        print(
+            f"preset for {env}: {', '.join(used)}" + (f"; by option: {', '.join(changed)}" if changed else ""), file=sys.stderr
+        )
     from surefoot.control.training import train
 
     result = train(configuration, quiet=chosen.output.quiet, started=STARTED)
@@ -238,7 +242,8 @@ def _evaluate(chosen: Evaluate) -> int:
     )
     if not chosen.output.quiet:
         print(
-            f"{result['env']}: mean return {result['mean_return']:.2f} ± {result['std_return']:.2f} (std) over {result['episodes']} episodes",
+            f"{result['env']}: mean return {result['mean_return']:.2f} ± {result['std_return']:.2f} (std)"
+            f" over {result['episodes']} episodes",
             file=sys.stderr,
         )
     if chosen.output.json:

@@ -1,4 +1,6 @@
-"""The errors that surefoot raises on purpose, each of one sentence that names what was wrong and what would be right."""
+"""The errors that surefoot raises on purpose, each of one sentence that names what was wrong and what would be
+right.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ class UsageError(ValueError):
 
 
 class RunError(RuntimeError):
-    """The run cannot go on: an environment failed, a disk is full. On the command line: the sentence, exit status 1."""
+    """The run cannot go on: an environment failed, a disk is full. On the command line: the sentence, exit status
+    1.
+    """
 
 
 class EnvironmentFault(RunError):

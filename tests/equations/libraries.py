@@ -66,3 +66,4 @@ LIBRARIES = [
     Library("jax", jax_array, np.asarray),
     Library("torch", lambda x: torch.from_numpy(np.ascontiguousarray(x)), lambda x: x.detach().numpy()),
 ]
+AUTOGRAD = LIBRARIES[2:]

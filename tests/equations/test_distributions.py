@@ -61,8 +61,11 @@ def test_agrees_with_torch_distributions(library, name):
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_agree_with_torch_distributions(library, name):
     make, _, _, actions = CASES[name]
-    a, s, y, u = (library.convert(x) for x in (actions, LOG_STD, OTHER, OTHER_STD))
-    kinds = {"categorical": lambda x: td.Categorical(logits=x), "bernoulli": lambda x: td.Independent(td.Bernoulli(logits=x), 1)}
+    a, s, _y, _u = (library.convert(x) for x in (actions, LOG_STD, OTHER, OTHER_STD))
+    kinds = {
+        "categorical": lambda x: td.Categorical(logits=x),
+        "bernoulli": lambda x: td.Independent(td.Bernoulli(logits=x), 1),
+    }
     kinds["gaussian"] = lambda x: td.Independent(td.Normal(x, T(np.exp(LOG_STD))), 1)
     x = T(LOGITS.copy()).requires_grad_()
     as_torch = T(actions).double() if name != "categorical" else T(actions)
@@ -91,9 +94,12 @@ def test_multi_categorical_is_the_sum_of_its_parts(library):
 
 def test_multi_discrete_of_one_part_is_discrete(library):
     noise, actions = RNG.gumbel(size=(5, 7)), RNG.integers(0, 7, 5)
-    one, plain = lambda x: MultiCategorical(x, (7,)), Categorical  # noqa: E731
+    one, plain = lambda x: MultiCategorical(x, (7,)), Categorical
     same = np.testing.assert_array_equal
-    same(library.call(lambda x, n: one(x).sample(n)[..., 0], x=LOGITS, n=noise), library.call(lambda x, n: plain(x).sample(n), x=LOGITS, n=noise))
+    same(
+        library.call(lambda x, n: one(x).sample(n)[..., 0], x=LOGITS, n=noise),
+        library.call(lambda x, n: plain(x).sample(n), x=LOGITS, n=noise),
+    )
     same(
         library.call(lambda x, a: one(x).log_probability(a[..., None]), x=LOGITS, a=actions),
         library.call(lambda x, a: plain(x).log_probability(a), x=LOGITS, a=actions),

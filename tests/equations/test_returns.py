@@ -108,12 +108,12 @@ def test_n_step_returns_are_the_definition(library, steps):
 def test_discounted_returns_by_hand(library):
     # Two episodes: rewards 1, 2 | terminal, then 3 | cut at a state of value 10, then 4 still going to a state of value 20.
     column = lambda *x: np.array(x)[:, None]  # noqa: E731
-    arguments = dict(
-        rewards=column(1.0, 2.0, 3.0, 4.0),
-        terminated=column(False, True, False, False),
-        truncated=column(False, False, True, False),
-        next_values=column(99.0, 99.0, 10.0, 20.0),
-    )
+    arguments = {
+        "rewards": column(1.0, 2.0, 3.0, 4.0),
+        "terminated": column(False, True, False, False),
+        "truncated": column(False, False, True, False),
+        "next_values": column(99.0, 99.0, 10.0, 20.0),
+    }
     got = library.call(discounted_returns, **arguments, discount=0.5)
     np.testing.assert_allclose(got[:, 0], [2.0, 2.0, 8.0, 14.0])
     del arguments["next_values"]
@@ -144,8 +144,10 @@ def test_identities(seed, time, discount, steps):
     one_step = NUMPY.call(temporal_difference_residuals, **_without(r, "truncated"), discount=discount)
     zero_decay = NUMPY.call(generalized_advantages, **r, discount=discount, trace_decay=0.0)
     np.testing.assert_allclose(zero_decay, one_step, atol=1e-12)
-    np.testing.assert_allclose(NUMPY.call(n_step_returns, **_without(r, "values"), discount=discount, steps=1), one_step + values, atol=1e-9)
-    # λ = 1 is the bootstrapped return minus the baseline, as is the endless n-step return, where V(s′_t) is the next row's V(s).
+    np.testing.assert_allclose(
+        NUMPY.call(n_step_returns, **_without(r, "values"), discount=discount, steps=1), one_step + values, atol=1e-9
+    )
+    # λ = 1 is the bootstrapped return minus the baseline where V(s′_t) is the next row's V(s).
     same = r | {"next_values": np.where(_goes_on(r), np.roll(r["values"], -1, axis=0), r["next_values"])}
     full = NUMPY.call(lambda_returns, **same, discount=discount, trace_decay=1.0)
     np.testing.assert_allclose(full, NUMPY.call(discounted_returns, **_without(same, "values"), discount=discount), atol=1e-9)

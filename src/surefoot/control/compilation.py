@@ -31,8 +31,10 @@ def cache_folder() -> Path:
 
 
 def use_persistent_cache() -> None:
-    """Keep compiled programs between processes, unless the user has set JAX's own cache (JAX_COMPILATION_CACHE_DIR)."""
-    if jax.config.jax_compilation_cache_dir is not None:
+    """Keep compiled programs between processes, unless the user has set JAX's own cache
+    (JAX_COMPILATION_CACHE_DIR).
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     folder = cache_folder()
     try:
@@ -47,11 +49,12 @@ def use_persistent_cache() -> None:
 
 @contextlib.contextmanager
 def not_cached() -> Iterator[None]:
-    """Keep what is compiled inside out of the persistent cache: a program that holds an EnvPool's address is of no use to another process.
+    """Keep what is compiled inside out of the persistent cache: a program that holds an EnvPool's address is of no
+    use to another process.
 
     The setting is global, so nothing else may be compiling meanwhile.
     """
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    before = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
     jax.config.update("jax_persistent_cache_min_compile_time_secs", UNCACHED_SECONDS)
     try:
         yield
@@ -60,10 +63,12 @@ def not_cached() -> Iterator[None]:
 
 
 def compile_all(programs: dict[str, tuple[Any, tuple[Any, ...]]]) -> dict[str, Any]:
-    """Compile programs side by side, each from a jitted function and its arguments (arrays or shapes): compilation leaves Python's lock.
+    """Compile programs side by side, each from a jitted function and its arguments (arrays or shapes): compilation
+    leaves Python's lock.
 
     Returns:
         the compiled programs by the same names.
+
     """
     with ThreadPoolExecutor(max(1, len(programs))) as threads:
         futures: dict[str, Future[Any]] = {

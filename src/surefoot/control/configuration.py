@@ -1,4 +1,6 @@
-"""What can be chosen about a training run. No engine is imported here, so that help and mistakes cost no start-up time."""
+"""What can be chosen about a training run. No engine is imported here, so that help and mistakes cost no start-up
+time.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +24,26 @@ class RunConfiguration:
     """Where the data comes from, how much of it, and where the run is kept."""
 
     env: str
-    """Gymnasium id (CartPole-v1), a functional one (phys2d/CartPole-v1), or package.module:callable that returns an environment."""
+    """Gymnasium id (CartPole-v1), a functional one (phys2d/CartPole-v1), or package.module:callable that returns an
+    environment."""
     total_steps: int = 1_000_000
-    """Environment steps of the whole run, rounded up to whole rollouts. Steps in which an environment only resets count here, not in reports."""
+    """Environment steps of the whole run, rounded up to whole rollouts. Steps in which an environment only resets
+    count here, not in reports."""
     num_envs: int = 8
-    """Environments that step together. More of them decorrelate the data and use the processor better; each rollout grows with them."""
+    """Environments that step together. More of them decorrelate the data and use the processor better; each rollout
+    grows with them."""
     rollout_length: int = 256
-    """Steps that each environment takes between two policy updates. Longer ones need less bootstrapping, shorter ones update more often."""
+    """Steps that each environment takes between two policy updates. Longer ones need less bootstrapping, shorter ones
+    update more often."""
     backend: Backend = "auto"
-    """What steps the environments. auto takes jax for functional ids, EnvPool where it is installed and has the task, else Gymnasium's
-    vectorised version where there is one (gymnasium), else one Python environment after the other (gymnasium-sync)."""
+    """What steps the environments. auto takes jax for functional ids, EnvPool where it is installed and has the task,
+    else Gymnasium's vectorised version where there is one (gymnasium), else one Python environment after the other
+    (gymnasium-sync)."""
     seed: int = 0
     """Seed of everything that is random in the run: environments, initial weights, actions, shuffling."""
     seeds: int = 1
-    """How many seeds to train, from --seed upwards: in one compiled program with the jax backend, in turn elsewhere."""
+    """How many seeds to train, from --seed upwards: in one compiled program with the jax backend, in turn
+    elsewhere."""
     out: str | None = None
     """Folder of the run; by default runs/ALGORITHM-ENV-TIME."""
     tensorboard: bool = True
@@ -61,12 +69,14 @@ class NetworkConfiguration:
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Units of each hidden layer."""
     activation: Literal["tanh", "relu"] = "tanh"
-    """Non-linearity. tanh is the better one for small on-policy networks (Andrychowicz et al. 2021, choice C55)."""
+    """Non-linearity. tanh is the better one for small on-policy networks (Andrychowicz et al. 2021)."""
     orthogonal_initialization: bool = True
-    """Orthogonal weights with gain √2, a policy head of gain 0.01 and a value head of gain 1, zero biases. Off: uniform in ±1/√(inputs),
-    the usual default of layers, which starts with a policy that already prefers some actions."""
+    """Orthogonal weights with gain √2, a policy head of gain 0.01 and a value head of gain 1, zero biases. Off:
+    uniform in ±1/√(inputs), the usual default of layers, which starts with a policy that already prefers some
+    actions."""
     initial_log_std: float = 0.0
-    """log σ of every action component at the start (Box actions only); σ does not depend on the state. Actions are scaled to [−1, 1] first."""
+    """log σ of every action component at the start (Box actions only); σ does not depend on the state. Actions are
+    scaled to [−1, 1] first."""
 
     def __post_init__(self) -> None:
         _require(all(size >= 1 for size in self.hidden_sizes), f"--hidden-sizes must be positive, but are {self.hidden_sizes}")
@@ -78,11 +88,13 @@ class NormalizationConfiguration:
     """Running scales of observations and rewards, part of the policy that is saved, frozen in evaluation."""
 
     normalize_observations: bool = True
-    """Shift and scale observations by their running mean and standard deviation. Nearly always helps (Andrychowicz et al. 2021, choice C64)."""
+    """Shift and scale observations by their running mean and standard deviation. Nearly always helps (Andrychowicz et
+    al. 2021)."""
     observation_clip: float = 10.0
     """Normalised observations are clipped to ± this many standard deviations."""
     normalize_rewards: bool = True
-    """Divide rewards by the running standard deviation of the discounted return, so that the critic's targets have a scale near 1 in any task."""
+    """Divide rewards by the running standard deviation of the discounted return, so that the critic's targets have a
+    scale near 1 in any task."""
     reward_clip: float = 10.0
     """Normalised rewards are clipped to ± this."""
 
@@ -98,7 +110,8 @@ class PPOConfiguration:
     minibatch_size: int = 64
     """Samples per gradient step. Must divide num-envs × rollout-length."""
     epochs: int = 10
-    """Passes over each rollout. More of them use the data better until the policy has left the data behind; see --target-kl."""
+    """Passes over each rollout. More of them use the data better until the policy has left the data behind; see
+    --target-kl."""
     learning_rate: float = 3e-4
     """Adam's step size, for actor and critic."""
     learning_rate_schedule: Schedule = "linear"
@@ -108,23 +121,30 @@ class PPOConfiguration:
     max_gradient_norm: float | None = 0.5
     """The gradients of the actor and of the critic are each scaled down to this global norm; none leaves them."""
     clip_range: float = 0.2
-    """ε of the clipped surrogate: a sample stops pulling once its probability ratio has left 1 ± ε in the direction that it pulls."""
+    """ε of the clipped surrogate: a sample stops pulling once its probability ratio has left 1 ± ε in the direction
+    that it pulls."""
     clip_range_schedule: Schedule = "constant"
     """linear lets ε fall to 0 over the run."""
     discount: float = 0.99
-    """γ: how much the next step's reward counts. The one setting that is truly about the task; 1/(1−γ) steps is its horizon."""
+    """γ: how much the next step's reward counts. The one setting that is truly about the task; 1/(1−γ) steps is its
+    horizon."""
     trace_decay: float = 0.95
     """λ of generalised advantage estimation: 0 trusts the critic (bias), 1 trusts the sampled rewards (variance)."""
     advantage_normalization: Literal["minibatch", "batch", "none"] = "minibatch"
-    """Over what advantages are shifted to mean 0 and scaled to standard deviation 1. With it, the scale of rewards does not change the actor's steps."""
+    """Over what advantages are shifted to mean 0 and scaled to standard deviation 1. With it, the scale of rewards
+    does not change the actor's steps."""
     value_clip_range: float | None = None
-    """Clip how far V may move from its old value, in (normalised) reward units. Off: no evidence that it helps, some that it hurts."""
+    """Clip how far V may move from its old value, in (normalised) reward units. Off: no evidence that it helps, some
+    that it hurts."""
     entropy_coefficient: float = 0.0
-    """Weight of the policy's entropy in its objective. Above 0 it keeps a policy exploring that would settle too early."""
+    """Weight of the policy's entropy in its objective. Above 0 it keeps a policy exploring that would settle too
+    early."""
     target_kl: float | None = None
-    """The actor stops for this rollout when a minibatch's estimate of KL(π_old‖π) exceeds 1.5 times this, in nats; the critic goes on."""
+    """The actor stops for this rollout when a minibatch's estimate of KL(π_old‖π) exceeds 1.5 times this, in nats;
+    the critic goes on."""
     recompute_advantages: bool = False
-    """Estimate advantages and targets afresh before each epoch, with the critic as it then is (Andrychowicz et al. 2021, choice C8)."""
+    """Estimate advantages and targets afresh before each epoch, with the critic as it then is (Andrychowicz et al.
+    2021)."""
 
     def __post_init__(self) -> None:
         for name in ("minibatch_size", "epochs"):
@@ -139,7 +159,9 @@ class PPOConfiguration:
         for name in ("discount", "trace_decay"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"--{name.replace('_', '-')} must lie between 0 and 1, but is {value}")
-        _require(self.entropy_coefficient >= 0, f"--entropy-coefficient must not be negative, but is {self.entropy_coefficient}")
+        _require(
+            self.entropy_coefficient >= 0, f"--entropy-coefficient must not be negative, but is {self.entropy_coefficient}"
+        )
 
 
 @dataclass(frozen=True)
@@ -156,12 +178,13 @@ class TrainConfiguration:
         if slots % size:
             near = min((d for d in range(1, slots + 1) if slots % d == 0), key=lambda d: abs(d - size))
             raise UsageError(
-                f"--minibatch-size {size} does not divide a rollout of {self.run.num_envs} × {self.run.rollout_length} = {slots} steps;"
-                f" {near} is the nearest that does"
+                f"--minibatch-size {size} does not divide a rollout of {self.run.num_envs} × {self.run.rollout_length} ="
+                f" {slots} steps; {near} is the nearest that does"
             )
         if size == 1 and self.ppo.advantage_normalization == "minibatch":
             raise UsageError(
-                "--minibatch-size 1 with --advantage-normalization minibatch leaves no signal; take batch or none, or a larger minibatch"
+                "--minibatch-size 1 with --advantage-normalization minibatch leaves no signal;"
+                " take batch or none, or a larger minibatch"
             )
 
     def as_dict(self) -> dict[str, Any]:

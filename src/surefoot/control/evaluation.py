@@ -33,8 +33,8 @@ def evaluate(
     Args:
         run: the run's folder.
         episodes: how many.
-        backend: what steps the environment; Gymnasium's own by default, whatever the run was trained on, so that a result never rests on a
-            re-implementation.
+        backend: what steps the environment; Gymnasium's own by default, whatever the run was trained on, so that a
+            result never rests on a re-implementation.
         deterministic: the most probable action instead of a sample.
         seed: of environments and actions.
         environment: a callable to take instead of the environment that the run names.
@@ -44,18 +44,20 @@ def evaluate(
 
     Raises:
         UsageError: there is no policy, no such environment, or its spaces are not the policy's.
+
     """
     if episodes < 1:
         raise UsageError(f"--episodes must be at least 1, but is {episodes}")
     policy = load_policy(run)
     name = str(policy.description["env"])
-    target: Environment = environment or {"phys2d/CartPole-v1": "CartPole-v1", "phys2d/Pendulum-v0": "Pendulum-v1"}.get(name, name)
     if backend == "jax":
         raise UsageError("--backend jax does not evaluate; take gymnasium-sync, gymnasium or envpool")
-    selection = select_environments(target, backend=backend, num_envs=min(episodes, CONCURRENT), seed=EVALUATION_SEED + seed)
+    selection = select_environments(
+        environment or name, backend=backend, num_envs=min(episodes, CONCURRENT), seed=EVALUATION_SEED + seed
+    )
     environments = selection.environments
     if isinstance(environments, Pool):
-        environments = HostEnvironments(environments.environments, name=name, backend="envpool")
+        environments = environments.on_host()
     if not isinstance(environments, HostEnvironments):
         raise UsageError(f"{name} is a pure-JAX environment; evaluate it in a Gymnasium one, passed as `environment`")
     if environments.spaces != policy.spaces and not _compatible(policy, environments):
@@ -78,7 +80,11 @@ def evaluate(
 def _compatible(policy: Policy, environments: HostEnvironments) -> bool:
     """Same sizes and kinds; bounds may differ between implementations by rounding."""
     mine, theirs = policy.spaces, environments.spaces
-    return (mine.observation_size, mine.action.kind, mine.action.sizes) == (theirs.observation_size, theirs.action.kind, theirs.action.sizes)
+    return (mine.observation_size, mine.action.kind, mine.action.sizes) == (
+        theirs.observation_size,
+        theirs.action.kind,
+        theirs.action.sizes,
+    )
 
 
 def _play(

@@ -1,8 +1,9 @@
 """One iteration of training, as programs: collect, then update.
 
-Where the environment is a pure JAX function, the whole iteration is one compiled program, for any number of seeds at once. Elsewhere it is
-cut where the environment is: EnvPool's rollout is a small program of its own, because the pool's address is part of it and it
-cannot be cached; Python environments are stepped by a loop. The update then runs as two programs side by side, actor and critic.
+Where the environment is a pure JAX function, the whole iteration is one compiled program, for any number of seeds at
+once. Elsewhere it is cut where the environment is: EnvPool's rollout is a small program of its own, because the
+pool's address is part of it and it cannot be cached; Python environments are stepped by a loop. The update then runs
+as two programs side by side, actor and critic.
 """
 
 from __future__ import annotations
@@ -63,12 +64,24 @@ class Iteration(Protocol):
 
         Raises:
             EnvironmentFault: an environment failed; the learner is as it was before.
+
         """
         ...
 
     def close(self) -> None:
         """Release environments and threads."""
         ...
+
+
+def report_of(metrics: ppo.Metrics, rollout: Rollout) -> dict[str, Any]:
+    """What an :class:`Outcome` takes from an iteration's programs."""
+    return {
+        "metrics": metrics,
+        "rewards": rollout.rewards,
+        "terminated": rollout.terminated,
+        "truncated": rollout.truncated,
+        "valid": rollout.valid,
+    }
 
 
 def find_faults(rollout: Rollout) -> Faults:
@@ -83,16 +96,18 @@ def find_faults(rollout: Rollout) -> Faults:
     return Faults(*first(rollout.observations), *first(rollout.rewards))
 
 
-def raise_faults(faults: Faults, name: str, shape: tuple[int, int, int]) -> None:
-    """Turn found faults into a sentence; ``shape`` is (T, N, observation size)."""
-    _, envs, size = shape
+def raise_faults(faults: Faults, name: str, shape: tuple[int, int, int], number: int) -> None:
+    """Turn the faults of iteration ``number`` into a sentence; ``shape`` is (T, N, observation size)."""
+    length, envs, size = shape
     if (index := int(faults.observation)) >= 0:
-        step, environment, component = np.unravel_index(index, (shape[0] + 1, envs, size))
+        row, environment, component = np.unravel_index(index, (length + 1, envs, size))
+        step = number * length + row  # row t was returned by step t; the first row of all, by the reset before
         value = float(faults.observation_value)
         raise EnvironmentFault(describe_fault(name, "an observation", int(step), int(environment), (int(component),), value))
     if (index := int(faults.reward)) >= 0:
-        step, environment = np.unravel_index(index, (shape[0], envs))
-        raise EnvironmentFault(describe_fault(name, "a reward", int(step) + 1, int(environment), (), float(faults.reward_value)))
+        row, environment = np.unravel_index(index, (length, envs))
+        step = number * length + row + 1
+        raise EnvironmentFault(describe_fault(name, "a reward", int(step), int(environment), (), float(faults.reward_value)))
 
 
 def start_update(
@@ -139,8 +154,8 @@ def mean_metrics(sums: ppo.Metrics) -> ppo.Metrics:
 def time_inference(actor: Actor, learner: ppo.Learner, *, envs: int, length: int) -> float:
     """Seconds that the policy alone takes for a rollout inside a compiled program, measured once.
 
-    Inside a compiled rollout nobody can look at a clock between environment and policy, so the policy's share is measured here, and the
-    environment's is the rest.
+    Inside a compiled rollout nobody can look at a clock between environment and policy, so the policy's share is
+    measured here, and the environment's is the rest.
     """
 
     def infer(parameters: Any, statistics: Any, observations: Array, key: Array) -> Array:
@@ -172,11 +187,9 @@ def _timed(action: Any) -> float:
 class SplitIteration:
     """Environments outside the update: Python's, or an EnvPool inside a small compiled rollout."""
 
-    def __init__(
-        self, configuration: TrainConfiguration, environments: HostEnvironments | Pool, *, seed: int
-    ) -> None:
+    def __init__(self, configuration: TrainConfiguration, environments: HostEnvironments | Pool, *, seed: int) -> None:
         self._configuration, self._environments = configuration, environments
-        self._spaces = spaces = environments.spaces
+        self.spaces = spaces = environments.spaces
         run, actor = configuration.run, ppo.actor_of(configuration, environments.spaces)
         self.learner = ppo.initialize(configuration, spaces, seed)
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="critic")
@@ -194,7 +207,7 @@ class SplitIteration:
             self._collector = HostCollector(actor, environments, length=run.rollout_length, seed=seed)
 
     def _compile(self, kind: type) -> None:
-        configuration, spaces, learner = self._configuration, self._spaces, self.learner
+        configuration, spaces, learner = self._configuration, self.spaces, self.learner
         settings = configuration.ppo
         finals = kind is HostEnvironments and not self._environments.next_step  # type: ignore[union-attr]
         rollout = rollout_shapes(configuration, spaces, finals=finals)
@@ -234,7 +247,7 @@ class SplitIteration:
         rollout, seconds = self._rollout()
         start = time.perf_counter()
         learner, data, samples, orders, metrics, faults = programs["start"](self.learner, rollout)
-        raise_faults(faults, self._environments.name, self._shape)
+        raise_faults(faults, self._environments.name, self._shape, number)
         schedule = ppo.schedule_at(self._configuration, number)
         actor, critic, stopped = learner.actor, learner.critic, np.bool_(False)
         sums: list[list[ppo.Metrics]] = [[], []]
@@ -242,7 +255,9 @@ class SplitIteration:
             if i > 0:
                 samples, _ = programs["estimate"](critic.parameters, data)
             # The two programs run at the same time only if two threads run them.
-            of_critic = self._threads.submit(lambda *a: jax.block_until_ready(programs["critic"](*a)), critic, samples, order, schedule)
+            of_critic = self._threads.submit(
+                lambda *a: jax.block_until_ready(programs["critic"](*a)), critic, samples, order, schedule
+            )
             actor, stopped, of_actor = jax.block_until_ready(programs["actor"](actor, stopped, samples, order, schedule))
             critic, critic_sums = of_critic.result()
             sums[0].append(of_actor)
@@ -251,8 +266,8 @@ class SplitIteration:
         totals = [{k: np.sum([np.asarray(s[k]) for s in group], axis=0) for k in group[0]} for group in sums]
         metrics = metrics | mean_metrics(totals[0]) | mean_metrics(totals[1])
         seconds["update"] = time.perf_counter() - start
-        host = jax.tree.map(lambda x: np.asarray(x)[None], (metrics, *rollout[2:6]))
-        return Outcome(*host, seconds)
+        report = jax.tree.map(lambda x: np.asarray(x)[None], report_of(metrics, rollout))
+        return Outcome(**report, seconds=seconds)
 
     def close(self) -> None:
         """Release environments and threads."""
@@ -281,7 +296,13 @@ class FusedIteration:
     """A pure-JAX environment: the whole iteration is one compiled program, mapped over seeds."""
 
     def __init__(
-        self, configuration: TrainConfiguration, environment: FunctionalEnvironment, spaces: Spaces, name: str, *, seeds: list[int]
+        self,
+        configuration: TrainConfiguration,
+        environment: FunctionalEnvironment,
+        spaces: Spaces,
+        name: str,
+        *,
+        seeds: list[int],
     ) -> None:
         self._configuration, self._name = configuration, name
         run, actor = configuration.run, ppo.actor_of(configuration, spaces)
@@ -299,7 +320,7 @@ class FusedIteration:
         def iterate(learner: ppo.Learner, carry: Any, schedule: ppo.Schedule) -> tuple[Any, ...]:
             carry, rollout = rollout_of(learner, carry)
             learner, metrics, faults = whole_update(configuration, spaces, learner, rollout, schedule)
-            return learner, carry, (metrics, *rollout[2:6]), faults
+            return learner, carry, report_of(metrics, rollout), faults
 
         schedule = ppo.schedule_at(configuration, 0)
         programs = compile_all(
@@ -311,7 +332,9 @@ class FusedIteration:
         self._iterate = programs["iterate"]
         alone = [_timed(lambda: jax.block_until_ready(programs["rollout"](self.learner, self._carry))) for _ in range(3)]
         self._rollout_seconds = min(alone)
-        self._inference = min(time_inference(actor, learners[0], envs=run.num_envs * len(seeds), length=run.rollout_length), min(alone))
+        self._inference = min(
+            time_inference(actor, learners[0], envs=run.num_envs * len(seeds), length=run.rollout_length), min(alone)
+        )
 
     def run(self, number: int) -> Outcome:
         """See :class:`Iteration`."""
@@ -319,12 +342,13 @@ class FusedIteration:
         learner, carry, report, faults = self._iterate(self.learner, self._carry, ppo.schedule_at(self._configuration, number))
         report, faults = jax.tree.map(np.asarray, (report, faults))
         for i in range(len(faults.observation)):
-            raise_faults(Faults(*(f[i] for f in faults)), self._name, self._shape)
+            raise_faults(Faults(*(f[i] for f in faults)), self._name, self._shape, number)
         self.learner, self._carry = learner, carry
         total = time.perf_counter() - start
         collected = min(self._rollout_seconds, total)
         inference = min(self._inference, collected)
-        return Outcome(*report, {"environment": collected - inference, "inference": inference, "update": total - collected})
+        parts = {"environment": collected - inference, "inference": inference, "update": total - collected}
+        return Outcome(**report, seconds=parts)
 
     def close(self) -> None:
         """Nothing to release."""

@@ -1,12 +1,13 @@
 """Multilayer perceptrons as flat dictionaries of arrays: drawn with NumPy, evaluated by any array library.
 
-``layer_0/weight``, ``layer_0/bias``, … are the keys, the same in memory, in a checkpoint and in a policy's file. Drawing weights in NumPy
-spares the compilation of a QR decomposition for every layer shape; evaluating over the array API lets a saved policy, and the
-loop over Python environments, run the very same network without JAX.
+``layer_0/weight``, ``layer_0/bias``, … are the keys, the same in memory, in a checkpoint and in a policy's file.
+Drawing weights in NumPy spares the compilation of a QR decomposition for every layer shape; evaluating over the array
+API lets a saved policy, and the loop over Python environments, run the very same network without JAX.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -25,15 +26,16 @@ def draw_network(
     Args:
         generator: where the randomness comes from.
         sizes: units of every layer, from the input to the output.
-        orthogonal: orthogonal weights with gain √2 (hidden) and ``head_gain`` (output), zero biases (Saxe et al. 2014);
-            else weights and biases uniform in ±1/√(inputs).
+        orthogonal: orthogonal weights with gain √2 (hidden) and ``head_gain`` (output), zero biases (Saxe et al.
+            2014); else weights and biases uniform in ±1/√(inputs).
         head_gain: gain of the last layer.
 
     Returns:
         weights of shape (inputs, outputs) and biases of shape (outputs,), float32.
+
     """
     parameters: dict[str, np.ndarray] = {}
-    for i, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         last = i == len(sizes) - 2
         if orthogonal:
             gaussian = generator.standard_normal((max(inputs, outputs), min(inputs, outputs)))

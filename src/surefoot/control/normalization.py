@@ -29,6 +29,7 @@ def update_statistics(statistics: RunningStatistics, samples: Array, valid: Arra
         valid: which samples count, shape (batch,).
 
     Source: Chan, Golub and LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances (1979).
+
     """
     xp = namespace(samples)
     weights = xp.astype(valid, samples.dtype)
@@ -51,9 +52,7 @@ def normalize(x: Array, statistics: RunningStatistics, *, clip: float) -> Array:
     return xp.clip((x - statistics.mean) * (statistics.variance + VARIANCE_FLOOR) ** -0.5, -clip, clip)
 
 
-def running_returns(
-    *, rewards: Array, ends: Array, valid: Array, start: Array, discount: float
-) -> tuple[Array, Array]:
+def running_returns(*, rewards: Array, ends: Array, valid: Array, start: Array, discount: float) -> tuple[Array, Array]:
     """R_t = γ R_{t−1} + r_t for every environment, restarted after both kinds of episode end.
 
     Args:
@@ -65,6 +64,7 @@ def running_returns(
 
     Returns:
         R_t, shape (time, envs), and R to go on from, shape (envs,).
+
     """
     import jax
 

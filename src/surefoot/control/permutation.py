@@ -15,10 +15,11 @@ INDEX_BITS = 18
 def shuffled_minibatches(key: Array, count: int, *, epochs: int, minibatch_size: int) -> Array:
     """For every epoch a random order of all samples, cut into minibatches.
 
-    ``jax.random.permutation`` sorts pairs several times over; on a CPU that took a fifth of a whole update. Here a sample's number rides in
-    the low bits of a random word, and one sort of single words does it. With b bits for the number, 32 − b are random: two samples tie
-    with probability 2^(b−32) and then keep their order, which for 2048 samples happens once per epoch on average. Above 2^18 samples
-    ties would be frequent, and the library's permutation is used.
+    ``jax.random.permutation`` sorts pairs several times over; on a CPU that took a fifth of a whole update. Here a
+    sample's number rides in the low bits of a random word, and one sort of single words does it. With b bits for the
+    number, 32 − b are random: two samples tie with probability 2^(b−32) and then keep their order, which for 2048
+    samples happens once per epoch on average. Above 2^18 samples ties would be frequent, and the library's
+    permutation is used.
 
     Args:
         key: source of randomness.
@@ -28,6 +29,7 @@ def shuffled_minibatches(key: Array, count: int, *, epochs: int, minibatch_size:
 
     Returns:
         sample numbers, shape (epochs · count / minibatch_size, minibatch_size).
+
     """
     bits = max(1, math.ceil(math.log2(count)))
     if bits > INDEX_BITS:

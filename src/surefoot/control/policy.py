@@ -47,6 +47,7 @@ class Policy:
         >>> policy = surefoot.load("runs/my-run")               # doctest: +SKIP
         >>> action = policy(observation)                        # doctest: +SKIP
         >>> action = policy(observations, deterministic=True)   # doctest: +SKIP
+
     """
 
     spaces: Spaces
@@ -59,7 +60,9 @@ class Policy:
     """Where the policy comes from: algorithm, env, backend, steps it was trained for."""
 
     def distribution(self, observations: np.ndarray) -> Distribution:
-        """π(·|s) over the policy's own (unclipped, unscaled) actions, for observations of shape (…, observation size)."""
+        """π(·|s) over the policy's own (unclipped, unscaled) actions, for observations of shape (…, observation
+        size).
+        """
         observations = np.asarray(observations, np.float32)
         if self.observation_statistics is not None:
             observations = normalize(observations, self.observation_statistics, clip=self.observation_clip)
@@ -80,6 +83,7 @@ class Policy:
 
         Raises:
             ValueError: the observations have another size than the policy was trained with.
+
         """
         observations = np.asarray(observations, np.float32)
         if observations.ndim not in (1, 2) or observations.shape[-1] != self.spaces.observation_size:
@@ -101,6 +105,7 @@ class Policy:
 
         Raises:
             RunError: the disk is full; a policy saved before is untouched.
+
         """
         from safetensors.numpy import save
 
@@ -137,6 +142,7 @@ def load_policy(run: str | Path) -> Policy:
 
     Raises:
         UsageError: there is no policy there, or its file is damaged.
+
     """
     from safetensors import SafetensorError, safe_open
 
@@ -151,7 +157,9 @@ def load_policy(run: str | Path) -> Policy:
         with safe_open(path, framework="numpy") as file:
             description = json.loads(file.metadata()["surefoot"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        statistics = {name: tensors.pop(STATISTICS + name) for name in RunningStatistics._fields if STATISTICS + name in tensors}
+        statistics = {
+            name: tensors.pop(STATISTICS + name) for name in RunningStatistics._fields if STATISTICS + name in tensors
+        }
         return Policy(
             spaces=Spaces.from_dict(description["spaces"]),
             activation=description["activation"],
@@ -161,4 +169,6 @@ def load_policy(run: str | Path) -> Policy:
             description=description["description"],
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path} is damaged or not a surefoot policy ({error}); train again or restore it from a copy") from error
+        raise UsageError(
+            f"{path} is damaged or not a surefoot policy ({error}); train again or restore it from a copy"
+        ) from error

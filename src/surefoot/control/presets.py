@@ -6,31 +6,54 @@ from typing import Any
 
 Preset = dict[str, Any]
 
-_MUJOCO: Preset = {
-    "total_steps": 1_000_000, "num_envs": 8, "rollout_length": 256, "minibatch_size": 64, "epochs": 10,
-}  # fmt: skip
+_MUJOCO: Preset = {"total_steps": 1_000_000, "num_envs": 8, "rollout_length": 256, "minibatch_size": 64, "epochs": 10}
 
 PPO: dict[str, Preset] = {
     "CartPole-v1": {
-        "total_steps": 100_000, "num_envs": 8, "rollout_length": 32, "minibatch_size": 256, "epochs": 20, "learning_rate": 1e-3,
-        "clip_range_schedule": "linear", "discount": 0.98, "trace_decay": 0.8, "normalize_observations": False, "normalize_rewards": False,
+        "total_steps": 100_000,
+        "num_envs": 8,
+        "rollout_length": 32,
+        "minibatch_size": 256,
+        "epochs": 20,
+        "learning_rate": 1e-3,
+        "clip_range_schedule": "linear",
+        "discount": 0.98,
+        "trace_decay": 0.8,
+        "normalize_observations": False,
+        "normalize_rewards": False,
     },
     "Acrobot-v1": {
-        "total_steps": 500_000, "num_envs": 16, "rollout_length": 256, "minibatch_size": 256, "epochs": 4, "trace_decay": 0.94,
+        "total_steps": 500_000,
+        "num_envs": 16,
+        "rollout_length": 256,
+        "minibatch_size": 256,
+        "epochs": 4,
         "learning_rate": 1e-3,
+        "trace_decay": 0.94,
     },
     "Pendulum-v1": {
-        "total_steps": 200_000, "num_envs": 4, "rollout_length": 512, "minibatch_size": 64, "learning_rate": 1e-3, "discount": 0.9,
+        "total_steps": 200_000,
+        "num_envs": 4,
+        "rollout_length": 512,
+        "minibatch_size": 64,
+        "epochs": 10,
+        "learning_rate": 1e-3,
+        "discount": 0.9,
     },
     "LunarLander-v3": {
-        "total_steps": 1_000_000, "num_envs": 16, "rollout_length": 512, "minibatch_size": 128, "epochs": 4, "discount": 0.999,
-        "trace_decay": 0.98, "entropy_coefficient": 0.01, "learning_rate": 1e-3,
+        "total_steps": 1_000_000,
+        "num_envs": 16,
+        "rollout_length": 512,
+        "minibatch_size": 128,
+        "epochs": 4,
+        "learning_rate": 1e-3,
+        "discount": 0.999,
+        "trace_decay": 0.98,
+        "entropy_coefficient": 0.01,
     },
     "HalfCheetah-v5": _MUJOCO,
     "Hopper-v5": _MUJOCO,
-    "Walker2d-v5": _MUJOCO,
-    "Ant-v5": _MUJOCO,
-}  # fmt: skip
+}
 PPO["phys2d/CartPole-v1"] = PPO["CartPole-v1"]
 PPO["phys2d/Pendulum-v0"] = PPO["Pendulum-v1"]
 

@@ -1,16 +1,17 @@
 """A rollout: what the environments and the policy did together, and how it is collected.
 
-Layout. ``observations`` has one row more than the rest: row t is what the policy saw before step t, row t+1 what came of it. Vector
-environments reset in next-step mode: the step after an end only resets. Row t+1 is then the true final observation, and slot t+1,
-in which the environment ignored the action and reset, is not ``valid``. Environments that reset within the step (Gymnasium's same-step
-mode, or its disabled mode with our reset) put the true final observation into ``final_observations`` instead.
+Layout. ``observations`` has one row more than the rest: row t is what the policy saw before step t, row t+1 what came
+of it. Vector environments reset in next-step mode: the step after an end only resets. Row t+1 is then the true final
+observation, and slot t+1, in which the environment ignored the action and reset, is not ``valid``. Environments that
+reset within the step (Gymnasium's same-step mode, or its disabled mode with our reset) put the true final observation
+into ``final_observations`` instead.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,10 +63,9 @@ class Actor(NamedTuple):
         return action_distribution(self.spaces, parameters, seen, activation=self.activation).sample(noise)
 
 
-class EnvironmentStep(Protocol):
-    """A compiled step of N environments in next-step mode: (carry, actions) → (carry, observations, rewards, terminated, truncated)."""
-
-    def __call__(self, carry: Any, actions: Array) -> tuple[Any, Array, Array, Array, Array]: ...
+EnvironmentStep = Callable[[Any, Array], tuple[Any, Array, Array, Array, Array]]
+"""A step of N environments in next-step mode that JAX can trace: (carry, actions) → (carry, observations, rewards,
+terminated, truncated)."""
 
 
 class ScanCarry(NamedTuple):
@@ -115,9 +115,11 @@ def collect_compiled(
         step: a step of the environments that JAX can trace.
         carry: where the last rollout stopped.
         parameters: the actor's.
-        statistics: the observation normaliser's, held for the whole rollout so that old and new probabilities see the same input.
+        statistics: the observation normaliser's, held for the whole rollout so that old and new probabilities see the
+        same input.
         key: the learner's; this rollout's share of it is used.
         length: T.
+
     """
     envs = carry.observations.shape[0]
     key = split_key(key).actions
@@ -153,6 +155,7 @@ class HostCollector:
 
         Raises:
             EnvironmentFault: an environment raised or returned a number that is not finite.
+
         """
         actor, environments, length, envs = self._actor, self._environments, self._length, self._environments.num_envs
         action_space = actor.spaces.action

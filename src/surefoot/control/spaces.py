@@ -12,13 +12,20 @@ from surefoot.equations import Bernoulli, Categorical, DiagonalGaussian, Distrib
 from surefoot.equations._library import Array, namespace
 from surefoot.errors import UsageError
 
+KINDS: dict[str, type[Distribution]] = {
+    "discrete": Categorical,
+    "box": DiagonalGaussian,
+    "multidiscrete": MultiCategorical,
+    "multibinary": Bernoulli,
+}
+
 
 @dataclass(frozen=True)
 class ActionSpace:
     """A Gymnasium action space, and the distribution over it.
 
-    A Box is scaled: the policy's component 1 is the upper bound and −1 the lower one where both are finite, and means itself
-    where they are not. The policy's sample is clipped for the environment only; the unclipped one is scored.
+    A Box is scaled: the policy's component 1 is the upper bound and −1 the lower one where both are finite, and means
+    itself where they are not. The policy's sample is clipped for the environment only; the unclipped one is scored.
     """
 
     kind: str
@@ -48,11 +55,12 @@ class ActionSpace:
     @property
     def noise(self) -> str:
         """Which noise a sample needs, of shape (…, outputs)."""
-        kinds = {"discrete": Categorical, "box": DiagonalGaussian, "multidiscrete": MultiCategorical, "multibinary": Bernoulli}
-        return kinds[self.kind].noise
+        return KINDS[self.kind].noise
 
     def distribution(self, outputs: Array, log_std: Array | None) -> Distribution:
-        """The distribution that the network's ``outputs``, shape (…, outputs), stand for; ``log_std`` is for a Box."""
+        """The distribution that the network's ``outputs``, shape (…, outputs), stand for; ``log_std`` is for a
+        Box.
+        """
         if self.kind == "discrete":
             return Categorical(outputs)
         if self.kind == "multidiscrete":
@@ -62,7 +70,9 @@ class ActionSpace:
         return DiagonalGaussian(outputs, log_std)
 
     def for_environment(self, actions: Array) -> Array:
-        """The policy's actions as the environment takes them: scaled to and clipped at the bounds, or counted from ``start``."""
+        """The policy's actions as the environment takes them: scaled to and clipped at the bounds, or counted from
+        ``start``.
+        """
         if self.kind == "box":
             xp = namespace(actions)
             low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
@@ -72,7 +82,9 @@ class ActionSpace:
                 scale = np.where(bounded, (high - low) / 2, 1).astype(np.float32)
             return xp.clip(actions * xp.asarray(scale) + xp.asarray(center), xp.asarray(low), xp.asarray(high))
         if any(self.start):
-            return actions + (self.start[0] if self.kind == "discrete" else namespace(actions).asarray(self.start, dtype=actions.dtype))
+            return actions + (
+                self.start[0] if self.kind == "discrete" else namespace(actions).asarray(self.start, dtype=actions.dtype)
+            )
         return actions
 
 
@@ -93,8 +105,9 @@ class Spaces:
 
         Raises:
             KeyError, TypeError: a field is missing or one too many.
+
         """
-        action = {k: tuple(v) if isinstance(v, list) else v for k, v in value["action"].items()}
+        action: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value["action"].items()}
         return Spaces(observation_size=int(value["observation_size"]), action=ActionSpace(**action))
 
 
@@ -108,6 +121,7 @@ def describe_spaces(observation_space: Any, action_space: Any, *, name: str) -> 
 
     Raises:
         UsageError: a space is of another kind; the sentence says which wrapper helps.
+
     """
     if not isinstance(observation_space, gym_spaces.Box) or len(observation_space.shape) != 1:
         raise UsageError(
@@ -125,7 +139,10 @@ def describe_spaces(observation_space: Any, action_space: Any, *, name: str) -> 
         action = ActionSpace("multibinary", (int(action_space.shape[0]),))
     elif isinstance(action_space, gym_spaces.Box) and len(action_space.shape) == 1 and action_space.dtype.kind == "f":
         action = ActionSpace(
-            "box", (int(action_space.shape[0]),), low=tuple(map(float, action_space.low)), high=tuple(map(float, action_space.high))
+            "box",
+            (int(action_space.shape[0]),),
+            low=tuple(map(float, action_space.low)),
+            high=tuple(map(float, action_space.high)),
         )
     else:
         raise UsageError(

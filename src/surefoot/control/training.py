@@ -23,7 +23,7 @@ from surefoot.control.environments.select import Environment, Selection, environ
 from surefoot.control.iteration import FusedIteration, Iteration, Outcome, SplitIteration
 from surefoot.control.policy import Policy
 from surefoot.control.spaces import Spaces, describe_spaces
-from surefoot.errors import RunError, UsageError
+from surefoot.errors import RunError
 from surefoot.runs.directory import CONFIGURATION_FILE, SUMMARY_FILE, create_run_folder, write_json
 from surefoot.runs.metrics import MetricsWriter
 from surefoot.runs.progress import Progress
@@ -117,13 +117,15 @@ def train(
         started: ``time.time()`` of the process's start, so that start-up includes imports; now by default.
 
     Returns:
-        what ``surefoot train --json`` prints: algorithm, env, backend, total_steps (that the policy acted on), seconds,
-        startup_seconds, steps_per_second (without start-up), mean_return (of the last 100 training episodes) and run; also ``interrupted``,
-        and with several seeds ``seeds``, a list, and ``summary``, their interquartile mean and its interval.
+        what ``surefoot train --json`` prints: algorithm, env, backend, total_steps (that the policy acted on),
+        seconds, startup_seconds, steps_per_second (without start-up), mean_return (of the last 100 training episodes)
+        and run; also ``interrupted``, and with several seeds ``seeds``, a list, and ``summary``, their interquartile
+        mean and its interval.
 
     Raises:
         UsageError: something in the configuration cannot be used.
         RunError: an environment failed or the disk is full; what was learnt before is saved where that is possible.
+
     """
     started = time.time() if started is None else started
     run = configuration.run
@@ -223,17 +225,28 @@ def _train_together(
                     real = int(outcome.valid[i].sum())
                     acted[i] += real
                     line = _report(outcome, i, tracker, seconds=seconds, real=real, schedule=schedule)
-                    writer.write(acted[i], {"iteration": completed, "steps": acted[i], "slots": completed * per_iteration, **line})
+                    writer.write(
+                        acted[i], {"iteration": completed, "steps": acted[i], "slots": completed * per_iteration, **line}
+                    )
                 known = [t.mean_return for t in trackers if t.mean_return is not None]
                 rate = sum(acted) / (time.perf_counter() - start)
-                progress.update(completed * per_iteration, steps_per_second=rate, mean_return=float(np.mean(known)) if known else None)
+                progress.update(
+                    completed * per_iteration, steps_per_second=rate, mean_return=float(np.mean(known)) if known else None
+                )
                 if stop.signal is not None:
                     break
         except RunError as error:
             failure = error
         trained = time.perf_counter() - start
         for i, below in enumerate(folders):
-            _policy_of(configuration, spaces, selection.backend, iteration.learner, i if several or selection.backend == "jax" else None, acted[i]).save(below)
+            _policy_of(
+                configuration,
+                spaces,
+                selection.backend,
+                iteration.learner,
+                i if several or selection.backend == "jax" else None,
+                acted[i],
+            ).save(below)
     if failure is not None:
         raise failure
     results = []

@@ -1,4 +1,6 @@
-"""The equations of policy optimisation: pure functions of arrays, for any library that the Python array API covers."""
+"""The equations of policy optimisation: pure functions of arrays, for any library that the Python array API
+covers.
+"""
 
 from surefoot.equations.distributions import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
 from surefoot.equations.divergences import kl_k1, kl_k2, kl_k3

@@ -1,7 +1,8 @@
 """The only module that asks which array library it was handed.
 
-Everything else in :mod:`surefoot.equations` is written against the Python array API. Three operations have no portable
-form that is also fast and differentiable: a reverse recurrence, stopping a gradient, and a stable log-sum-exp.
+Everything else in :mod:`surefoot.equations` is written against the Python array API. Three operations have no
+portable form that is also fast and differentiable: a reverse recurrence, stopping a gradient, and a stable
+log-sum-exp.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ def namespace(*arrays: Array) -> Any:
 
     Raises:
         TypeError: arrays of two libraries were mixed, or none is an array.
+
     """
     return array_api_compat.array_namespace(*(a for a in arrays if a is not None and not isinstance(a, int | float)))
 
@@ -43,7 +45,7 @@ def stop_gradient(x: Array) -> Array:
 
 
 def log_sum_exp(x: Array) -> Array:
-    """log Σ exp x over the last axis, which stays with length one; finite wherever the maximum of ``x`` is."""
+    """Log Σ exp x over the last axis, which stays with length one; finite wherever the maximum of ``x`` is."""
     if array_api_compat.is_jax_array(x):
         import jax
 
@@ -58,7 +60,7 @@ def log_sum_exp(x: Array) -> Array:
 
 
 def log_sigmoid(x: Array) -> Array:
-    """log σ(x) = min(x, 0) − log(1 + exp(−|x|)), without overflow on either side."""
+    """Log σ(x) = min(x, 0) − log(1 + exp(−|x|)), without overflow on either side."""
     xp = namespace(x)
     # max(x, 0) = (x + |x|)/2 has the gradient ½ at 0 that σ needs; `minimum` would leave the choice to the library.
     return 0.5 * (x - xp.abs(x)) - xp.log1p(xp.exp(-xp.abs(x)))
@@ -78,6 +80,7 @@ def reverse_linear_recurrence(*, coefficients: Array, terms: Array) -> Array:
 
     Returns:
         y_t, shape (T, …).
+
     """
     if array_api_compat.is_jax_array(terms):
         import jax

@@ -1,7 +1,8 @@
 """Distributions over actions: immutable, built from a network's outputs, sampled from noise that the caller draws.
 
-Taking the noise as an argument makes sampling a pure function: every draw has an explicit key or generator, and the same noise gives
-the same action in every library. Each class names the noise it wants in ``noise``; its shape is that of the parameters.
+Taking the noise as an argument makes sampling a pure function: every draw has an explicit key or generator, and the
+same noise gives the same action in every library. Each class names the noise it wants in ``noise``; its shape is that
+of the parameters.
 
 All four share one interface: ``sample(noise)``, ``mode()``, ``log_probability(actions)``, ``entropy()`` and
 ``kl_divergence(other)`` = KL(self‖other). The last three are in nats, one number per distribution in the batch.
@@ -28,10 +29,21 @@ class Distribution(Protocol):
 
     noise: ClassVar[str]
 
-    def sample(self, noise: Array) -> Array: ...
-    def mode(self) -> Array: ...
-    def log_probability(self, actions: Array) -> Array: ...
-    def entropy(self) -> Array: ...
+    def sample(self, noise: Array) -> Array:
+        """An action, given the noise that the class names."""
+        ...
+
+    def mode(self) -> Array:
+        """The most probable action."""
+        ...
+
+    def log_probability(self, actions: Array) -> Array:
+        """Log p(actions), in nats."""
+        ...
+
+    def entropy(self) -> Array:
+        """The entropy, in nats."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -40,10 +52,11 @@ class Categorical:
 
     Args:
         logits: z, shape (…, n).
-        mask: true where an action is allowed, shape (…, n); all by default. A masked logit reaches neither a value nor a
-            gradient. At least one action must be allowed: where none is, the distribution is uniform over all.
+        mask: true where an action is allowed, shape (…, n); all by default. A masked logit reaches neither a value
+            nor a gradient. At least one action must be allowed: where none is, the distribution is uniform over all.
 
     Source: the Gumbel-max form of sampling: Gumbel, Statistical Theory of Extreme Values (1954).
+
     """
 
     logits: Float[Array, "*batch n"]
@@ -52,7 +65,7 @@ class Categorical:
 
     @cached_property
     def log_probabilities(self) -> Float[Array, "*batch n"]:
-        """log p(k) for every k, in nats; about −1e9 where masked."""
+        """Log p(k) for every k, in nats; about −1e9 where masked."""
         logits = self.logits
         if self.mask is not None:
             xp = namespace(logits)
@@ -68,7 +81,7 @@ class Categorical:
         return namespace(self.logits).argmax(self.log_probabilities, axis=-1)
 
     def log_probability(self, actions: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
-        """log p(action), in nats."""
+        """Log p(action), in nats."""
         xp = namespace(self.logits)
         # Selecting by comparison: a gather's gradient is a scatter, which is slow on CPUs.
         chosen = positions(self.logits) == actions[..., None]
@@ -88,11 +101,13 @@ class Categorical:
 
 @dataclass(frozen=True)
 class DiagonalGaussian:
-    """Independent normal components N(μ_i, σ_i²), i = 1 … d; log-probabilities are summed over components, never averaged.
+    """Independent normal components N(μ_i, σ_i²), i = 1 … d; log-probabilities are summed over components, never
+    averaged.
 
     Args:
         mean: μ, shape (…, d).
         log_std: log σ, shape (d,) where it does not depend on the state (the field's default), or (…, d).
+
     """
 
     mean: Float[Array, "*batch d"]
@@ -127,7 +142,8 @@ class DiagonalGaussian:
 
 @dataclass(frozen=True)
 class MultiCategorical:
-    """Independent categorical parts with n_1, n_2, … choices (MultiDiscrete); with one part it is :class:`Categorical`.
+    """Independent categorical parts with n_1, n_2, … choices (MultiDiscrete); with one part it is
+    :class:`Categorical`.
 
     Args:
         logits: the parts' logits side by side, shape (…, Σ n_i).
@@ -136,6 +152,7 @@ class MultiCategorical:
 
     Raises:
         ValueError: the sizes do not add up to the number of logits.
+
     """
 
     logits: Float[Array, "*batch n"]
@@ -185,6 +202,7 @@ class Bernoulli:
 
     Args:
         logits: z, shape (…, d).
+
     """
 
     logits: Float[Array, "*batch d"]

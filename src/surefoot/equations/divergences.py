@@ -1,8 +1,9 @@
 """Estimators of KL(p‖q) from samples of p, one term per sample; closed forms stand with the distributions.
 
-With r = q(x)/p(x) and x ~ p, all from log r alone. k1 is unbiased and noisy, and negative on some samples. k2 is biased with
-low variance. k3 is unbiased, never negative, and has low variance where p and q are close. As *losses* they differ: the
-gradient of k2's expectation, samples held fixed, is that of KL at q = p, while that of k1 is zero in expectation.
+With r = q(x)/p(x) and x ~ p, all from log r alone. k1 is unbiased and noisy, and negative on some samples. k2 is
+biased with low variance. k3 is unbiased, never negative, and has low variance where p and q are close. As *losses*
+they differ: the gradient of k2's expectation, samples held fixed, is that of KL at q = p, while that of k1 is zero in
+expectation.
 
 Source: Schulman, Approximating KL Divergence (2020), http://joschu.net/blog/kl-approx.html.
 """
@@ -24,6 +25,7 @@ def kl_k1(log_ratio: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
 
     Returns:
         one term per sample, in nats.
+
     """
     return -log_ratio
 
@@ -36,6 +38,7 @@ def kl_k2(log_ratio: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
 
     Returns:
         one term per sample, in nats, never negative.
+
     """
     return 0.5 * log_ratio**2
 
@@ -48,5 +51,6 @@ def kl_k3(log_ratio: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
 
     Returns:
         one term per sample, in nats, never negative.
+
     """
     return namespace(log_ratio).expm1(log_ratio) - log_ratio

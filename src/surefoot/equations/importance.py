@@ -22,6 +22,7 @@ def importance_ratio(
         ρ ≥ 0, without unit; its mean under μ is 1.
 
     Source: Kahn and Marshall, Methods of Reducing Sample Size in Monte Carlo Computations (1953).
+
     """
     xp = namespace(log_probabilities, behavior_log_probabilities)
     return xp.exp(log_probabilities - behavior_log_probabilities)

@@ -1,7 +1,7 @@
 """Objectives and losses, one term per sample.
 
-None of them takes a mean: reduce with :func:`masked_sum`, which returns (sum, count), so that the denominator can be made
-global and micro-batches, devices or padding never change a gradient.
+None of them takes a mean: reduce with :func:`masked_sum`, which returns (sum, count), so that the denominator can be
+made global and micro-batches, devices or padding never change a gradient.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def clipped_surrogate(
 ) -> Float[Array, "*batch"]:
     """L = min(ρ A, clip(ρ, 1−ε, 1+ε) A), to be maximised.
 
-    Where A > 0 and ρ > 1+ε, or A < 0 and ρ < 1−ε, the gradient is zero: the step has gone as far as it may. In the two
-    cases in which the ratio left the interval the wrong way round, the gradient stays, and leads back.
+    Where A > 0 and ρ > 1+ε, or A < 0 and ρ < 1−ε, the gradient is zero: the step has gone as far as it may. In the
+    two cases in which the ratio left the interval the wrong way round, the gradient stays, and leads back.
 
     Args:
         ratio: ρ = π(a|s)/π_old(a|s).
@@ -33,6 +33,7 @@ def clipped_surrogate(
         ValueError: ε is not positive.
 
     Source: Schulman et al., Proximal Policy Optimization Algorithms (2017), equation 7.
+
     """
     if isinstance(clip_range, int | float) and clip_range <= 0:
         raise ValueError(f"clip_range must be positive, but is {clip_range}")
@@ -46,9 +47,7 @@ def clipped_surrogate(
     return xp.where(clipped_term < unclipped_term, clipped_term, unclipped_term)
 
 
-def squared_value_loss(
-    *, values: Float[Array, "*batch"], targets: Float[Array, "*batch"]
-) -> Float[Array, "*batch"]:
+def squared_value_loss(*, values: Float[Array, "*batch"], targets: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """½ (V(s) − G)², G held constant.
 
     Args:
@@ -59,6 +58,7 @@ def squared_value_loss(
         one term per sample, in squared reward units.
 
     Source: Sutton and Barto, Reinforcement Learning (2018), equation 9.4 for the gradient.
+
     """
     return 0.5 * (values - stop_gradient(targets)) ** 2
 
@@ -72,8 +72,9 @@ def clipped_value_loss(
 ) -> Float[Array, "*batch"]:
     """½ max((V − G)², (V_old + clip(V − V_old, −ε, ε) − G)²), G and V_old held constant.
 
-    ε is in reward units, so what it does depends on the scale of the returns; without reward normalisation it can stop a
-    critic from learning. There is evidence against it (Andrychowicz et al. 2021, choice C13) and none for it.
+    ε is in reward units, so what it does depends on the scale of the returns; without reward normalisation it can
+    stop a critic from learning. There is evidence against it (Andrychowicz et al., What Matters in On-Policy
+    Reinforcement Learning? 2021) and none for it.
 
     Args:
         values: V(s).
@@ -88,6 +89,7 @@ def clipped_value_loss(
         ValueError: ε is not positive.
 
     Source: the authors' code of Schulman et al. (2017); it is not in the paper.
+
     """
     if isinstance(clip_range, int | float) and clip_range <= 0:
         raise ValueError(f"clip_range must be positive, but is {clip_range}")
@@ -106,8 +108,8 @@ def masked_sum(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """(Σ terms, number of terms), both over the entries where ``valid`` is true.
 
-    A masked term does not reach the sum, but a masked NaN still poisons the gradient of whatever produced it: make inputs
-    harmless before the function that could turn them into NaN.
+    A masked term does not reach the sum, but a masked NaN still poisons the gradient of whatever produced it: make
+    inputs harmless before the function that could turn them into NaN.
 
     Args:
         terms: one term per sample.
@@ -115,6 +117,7 @@ def masked_sum(
 
     Returns:
         the sum, in the unit of the terms, and the count as a number of the same dtype.
+
     """
     xp = namespace(terms)
     if valid is None:
@@ -133,6 +136,7 @@ def masked_mean(terms: Float[Array, "*batch"], valid: Bool[Array, "*batch"] | No
     Returns:
         Σ terms / max(number of terms, 1), in the unit of the terms. Correct only where one device sees the whole
         batch; elsewhere combine the pairs of :func:`masked_sum` first.
+
     """
     total, count = masked_sum(terms, valid)
     return total / namespace(terms).where(count > 0, count, 0 * count + 1)

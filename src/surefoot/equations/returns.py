@@ -1,13 +1,13 @@
 """Returns and advantages, all over one reverse linear recurrence.
 
-Conventions. Time is the leading axis: step t acts in state s_t, earns r_t and arrives in s′_t, the true next state, never the
-first state of the next episode. ``values`` holds V(s_t) and ``next_values`` V(s′_t). ``terminated`` means that nothing
-follows s′_t, so its value counts as zero; ``truncated`` means that somebody stopped watching, so V(s′_t) stands for the
-rest. The last row of a rollout is treated as truncated. ``valid`` marks real steps; a slot in which a vector
-environment only resets is not one: its result is zero, whatever stands there, and nothing crosses it.
+Conventions. Time is the leading axis: step t acts in state s_t, earns r_t and arrives in s′_t, the true next state,
+never the first state of the next episode. ``values`` holds V(s_t) and ``next_values`` V(s′_t). ``terminated`` means
+that nothing follows s′_t, so its value counts as zero; ``truncated`` means that somebody stopped watching, so V(s′_t)
+stands for the rest. The last row of a rollout is treated as truncated. ``valid`` marks real steps; a slot in which a
+vector environment only resets is not one: its result is zero, whatever stands there, and nothing crosses it.
 
-Masks are applied with ``where`` before any arithmetic, so NaN in a masked slot reaches neither a value nor a gradient.
-Rewards, values and results share one unit (reward units).
+Masks are applied with ``where`` before any arithmetic, so NaN in a masked slot reaches neither a value nor a
+gradient. Rewards, values and results share one unit (reward units).
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def _goes_on(terminated: Array, truncated: Array, valid: Array | None) -> Array:
 
 def temporal_difference_residuals(
     *,
-    rewards: Float[Array, "time *batch"],
-    values: Float[Array, "time *batch"],
-    next_values: Float[Array, "time *batch"],
-    terminated: Bool[Array, "time *batch"],
+    rewards: Float[Array, time * batch],
+    values: Float[Array, time * batch],
+    next_values: Float[Array, time * batch],
+    terminated: Bool[Array, time * batch],
     discount: float | Array,
-    valid: Bool[Array, "time *batch"] | None = None,
-) -> Float[Array, "time *batch"]:
+    valid: Bool[Array, time * batch] | None = None,
+) -> Float[Array, time * batch]:
     """δ_t = r_t + γ (1 − terminated_t) V(s′_t) − V(s_t), and 0 where ``valid`` is false.
 
     Args:
@@ -62,6 +62,7 @@ def temporal_difference_residuals(
         ValueError: γ lies outside [0, 1].
 
     Source: Sutton and Barto, Reinforcement Learning (2018), equation 6.5.
+
     """
     _check_fraction("discount", discount)
     xp = namespace(rewards, values)
@@ -75,15 +76,15 @@ def temporal_difference_residuals(
 
 def generalized_advantages(
     *,
-    rewards: Float[Array, "time *batch"],
-    values: Float[Array, "time *batch"],
-    next_values: Float[Array, "time *batch"],
-    terminated: Bool[Array, "time *batch"],
-    truncated: Bool[Array, "time *batch"],
+    rewards: Float[Array, time * batch],
+    values: Float[Array, time * batch],
+    next_values: Float[Array, time * batch],
+    terminated: Bool[Array, time * batch],
+    truncated: Bool[Array, time * batch],
     discount: float | Array,
     trace_decay: float | Array,
-    valid: Bool[Array, "time *batch"] | None = None,
-) -> Float[Array, "time *batch"]:
+    valid: Bool[Array, time * batch] | None = None,
+) -> Float[Array, time * batch]:
     """Generalised advantage estimation, A_t = Σ_l (γλ)^l δ_{t+l}, the sum cut at both kinds of episode end.
 
     λ = 0 is the TD residual. λ = 1 is the discounted return minus V(s_t), bootstrapped where the episode did not end.
@@ -106,6 +107,7 @@ def generalized_advantages(
 
     Source: Schulman et al., High-Dimensional Continuous Control Using Generalized Advantage Estimation (2016),
     equation 16.
+
     """
     _check_fraction("trace_decay", trace_decay)
     residuals = temporal_difference_residuals(
@@ -124,15 +126,15 @@ def generalized_advantages(
 
 def lambda_returns(
     *,
-    rewards: Float[Array, "time *batch"],
-    values: Float[Array, "time *batch"],
-    next_values: Float[Array, "time *batch"],
-    terminated: Bool[Array, "time *batch"],
-    truncated: Bool[Array, "time *batch"],
+    rewards: Float[Array, time * batch],
+    values: Float[Array, time * batch],
+    next_values: Float[Array, time * batch],
+    terminated: Bool[Array, time * batch],
+    truncated: Bool[Array, time * batch],
     discount: float | Array,
     trace_decay: float | Array,
-    valid: Bool[Array, "time *batch"] | None = None,
-) -> Float[Array, "time *batch"]:
+    valid: Bool[Array, time * batch] | None = None,
+) -> Float[Array, time * batch]:
     """G^λ_t = A_t + V(s_t), with A_t from :func:`generalized_advantages`: the target that a critic learns.
 
     Arguments, units and errors are those of :func:`generalized_advantages`; masked slots return 0.
@@ -157,13 +159,13 @@ def lambda_returns(
 
 def discounted_returns(
     *,
-    rewards: Float[Array, "time *batch"],
-    terminated: Bool[Array, "time *batch"],
-    truncated: Bool[Array, "time *batch"],
+    rewards: Float[Array, time * batch],
+    terminated: Bool[Array, time * batch],
+    truncated: Bool[Array, time * batch],
     discount: float | Array,
-    next_values: Float[Array, "time *batch"] | None = None,
-    valid: Bool[Array, "time *batch"] | None = None,
-) -> Float[Array, "time *batch"]:
+    next_values: Float[Array, time * batch] | None = None,
+    valid: Bool[Array, time * batch] | None = None,
+) -> Float[Array, time * batch]:
     """G_t = r_t + γ G_{t+1} up to the end of the episode, then γ (1 − terminated) V(s′).
 
     Args:
@@ -181,6 +183,7 @@ def discounted_returns(
         ValueError: γ lies outside [0, 1].
 
     Source: Sutton and Barto (2018), equation 3.9, with a bootstrap at cuts.
+
     """
     _check_fraction("discount", discount)
     xp = namespace(rewards)
@@ -198,18 +201,18 @@ def discounted_returns(
 
 def n_step_returns(
     *,
-    rewards: Float[Array, "time *batch"],
-    next_values: Float[Array, "time *batch"],
-    terminated: Bool[Array, "time *batch"],
-    truncated: Bool[Array, "time *batch"],
+    rewards: Float[Array, time * batch],
+    next_values: Float[Array, time * batch],
+    terminated: Bool[Array, time * batch],
+    truncated: Bool[Array, time * batch],
     discount: float | Array,
     steps: int,
-    valid: Bool[Array, "time *batch"] | None = None,
-) -> Float[Array, "time *batch"]:
+    valid: Bool[Array, time * batch] | None = None,
+) -> Float[Array, time * batch]:
     """G^(n)_t = Σ_{k<m} γ^k r_{t+k} + γ^m V(s′_{t+m−1}), m = n or what the episode and the rollout leave.
 
-    With G the discounted return, G^(n)_t = G_t − γⁿ (G_{t+n} − V(s′_{t+n−1})) where the episode lasts that long and G_t where it does
-    not, so the cost does not depend on n.
+    With G the discounted return, G^(n)_t = G_t − γⁿ (G_{t+n} − V(s′_{t+n−1})) where the episode lasts that long and
+    G_t where it does not, so the cost does not depend on n.
 
     Args:
         rewards: r_t.
@@ -227,6 +230,7 @@ def n_step_returns(
         ValueError: γ lies outside [0, 1] or ``steps`` is below 1.
 
     Source: Sutton and Barto (2018), equation 7.1.
+
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, but is {steps}")

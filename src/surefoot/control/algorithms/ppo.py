@@ -1,11 +1,12 @@
 """PPO with the clipped surrogate.
 
-The three choices: ψ is the generalised advantage estimate; the objective is the clipped surrogate plus an entropy bonus; the step is a few epochs of
-Adam on minibatches, actor and critic apart. The two networks share nothing, so given the advantages their updates do not touch
-each other: each has its own optimiser and its own gradient-norm limit, and they may run side by side.
+The three choices: ψ is the generalised advantage estimate; the objective is the clipped surrogate plus an entropy
+bonus; the step is a few epochs of Adam on minibatches, actor and critic apart. The two networks share nothing, so
+given the advantages their updates do not touch each other: each has its own optimiser and its own gradient-norm
+limit, and they may run side by side.
 
-One iteration reads: ``prepare`` (fix what the rollout says), ``estimate`` (advantages and targets), ``improve_actor`` and
-``improve_critic`` (one pass over the minibatches each). Everything is a pure function of explicit state.
+One iteration reads: ``prepare`` (fix what the rollout says), ``estimate`` (advantages and targets), ``improve_actor``
+and ``improve_critic`` (one pass over the minibatches each). Everything is a pure function of explicit state.
 
 Source: Schulman et al., Proximal Policy Optimization Algorithms (2017).
 """
@@ -149,14 +150,19 @@ def values_of(configuration: TrainConfiguration, critic: Parameters, observation
     return evaluate_network(critic, observations, activation=configuration.network.activation)[..., 0]
 
 
-def prepare(configuration: TrainConfiguration, spaces: Spaces, learner: Learner, rollout: Rollout) -> tuple[Learner, Data, Array]:
+def prepare(
+    configuration: TrainConfiguration, spaces: Spaces, learner: Learner, rollout: Rollout
+) -> tuple[Learner, Data, Array]:
     """Fix what the rollout says: normalise it, score its actions, draw the order of the minibatches.
 
-    Observations are normalised with the statistics that the policy acted under, so that the first minibatch's ratio is 1; only then
-    do the statistics take the rollout in, for the next one. Rewards are scaled with statistics that include it.
+    Observations are normalised with the statistics that the policy acted under, so that the first minibatch's ratio
+    is 1; only then do the statistics take the rollout in, for the next one. Rewards are scaled with statistics that
+    include it.
 
     Returns:
-        the learner with its statistics, key and counter moved on; the data; sample numbers, (passes, minibatches, minibatch size).
+        the learner with its statistics, key and counter moved on; the data; sample numbers, (passes, minibatches,
+        minibatch size).
+
     """
     actor, settings, scale = actor_of(configuration, spaces), configuration.ppo, configuration.normalization
     valid, slots = rollout.valid, rollout.rewards.size
@@ -273,7 +279,7 @@ def _descend(
 ) -> tuple[Network, Array]:
     directions, optimizer = _optimizer(configuration).update(gradients, network.optimizer)
     parameters = jax.tree.map(lambda p, d: p - learning_rate * d, network.parameters, directions)
-    return Network(parameters, optimizer), optax.global_norm(gradients)
+    return Network(parameters, optimizer), optax.tree.norm(gradients)
 
 
 def improve_actor(
@@ -287,10 +293,13 @@ def improve_actor(
 ) -> tuple[Network, Array, Metrics]:
     """One pass of the actor over the minibatches ``order``, shape (minibatches, minibatch size).
 
-    With a target KL, the pass stops for good at the first minibatch whose estimate exceeds 1.5 times the target, before stepping on it.
+    With a target KL, the pass stops for good at the first minibatch whose estimate exceeds 1.5 times the target,
+    before stepping on it.
 
     Returns:
-        the actor, whether it has stopped, and each metric's sum over the minibatches that were looked at, with their number.
+        the actor, whether it has stopped, and each metric's sum over the minibatches that were looked at, with their
+        number.
+
     """
     target = configuration.ppo.target_kl
 

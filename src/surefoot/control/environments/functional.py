@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import gymnasium
@@ -32,35 +33,39 @@ class FunctionalEnvironment(Protocol):
 
 
 class GymnasiumFunctional:
-    """A ``gymnasium.experimental.functional.FuncEnv`` as a :class:`FunctionalEnvironment`."""
+    """A ``gymnasium.experimental.functional.FuncEnv`` as a :class:`FunctionalEnvironment`, with parameters of its own."""
 
-    def __init__(self, environment: Any, max_episode_steps: int | None) -> None:
-        self._environment = environment
+    def __init__(self, environment: Any, parameters: Any, max_episode_steps: int | None) -> None:
+        self._environment, self._parameters = environment, parameters
         self.observation_space, self.action_space = environment.observation_space, environment.action_space
         self.max_episode_steps = max_episode_steps
 
     def initial(self, key: Array) -> tuple[Any, Array]:
         """See :class:`FunctionalEnvironment`."""
         of_state, of_observation = jax.random.split(key)
-        state = self._environment.initial(of_state)
-        return state, self._environment.observation(state, of_observation)
+        state = self._environment.initial(of_state, self._parameters)
+        return state, self._environment.observation(state, of_observation, self._parameters)
 
     def transition(self, state: Any, action: Array, key: Array) -> tuple[Any, Array, Array, Array]:
         """See :class:`FunctionalEnvironment`."""
         of_state, of_observation, of_reward, of_end = jax.random.split(key, 4)
-        following = self._environment.transition(state, action, of_state)
-        observation = self._environment.observation(following, of_observation)
-        reward = self._environment.reward(state, action, following, of_reward)
-        return following, observation, jnp.asarray(reward, jnp.float32), self._environment.terminal(following, of_end)
+        following = self._environment.transition(state, action, of_state, self._parameters)
+        observation = self._environment.observation(following, of_observation, self._parameters)
+        reward = self._environment.reward(state, action, following, of_reward, self._parameters)
+        terminated = self._environment.terminal(following, of_end, self._parameters)
+        return following, observation, jnp.asarray(reward, jnp.float32), terminated
 
 
-# Functional environments that Gymnasium ships, by the ids of the same tasks in either of its registries.
-GYMNASIUM_FUNCTIONAL = {
-    "CartPole-v1": ("gymnasium.envs.phys2d.cartpole", "CartPoleFunctional", 500),
-    "phys2d/CartPole-v0": ("gymnasium.envs.phys2d.cartpole", "CartPoleFunctional", 200),
-    "phys2d/CartPole-v1": ("gymnasium.envs.phys2d.cartpole", "CartPoleFunctional", 500),
-    "Pendulum-v1": ("gymnasium.envs.phys2d.pendulum", "PendulumFunctional", 200),
-    "phys2d/Pendulum-v0": ("gymnasium.envs.phys2d.pendulum", "PendulumFunctional", 200),
+CARTPOLE, PENDULUM = "gymnasium.envs.phys2d.cartpole:CartPole", "gymnasium.envs.phys2d.pendulum:Pendulum"
+# Functional environments that Gymnasium ships: where, changed parameters, and the time limit. Its functional CartPole adds
+# mass and length of the pole where Gymnasium's CartPole-v1 multiplies them (0.6 for 0.05), which makes it another task:
+# under the name CartPole-v1 it runs with the right number, under phys2d/ as Gymnasium has it.
+GYMNASIUM_FUNCTIONAL: dict[str, tuple[str, dict[str, float], int]] = {
+    "CartPole-v1": (CARTPOLE, {"polemass_length": 0.05}, 500),
+    "Pendulum-v1": (PENDULUM, {}, 200),
+    "phys2d/CartPole-v0": (CARTPOLE, {}, 200),
+    "phys2d/CartPole-v1": (CARTPOLE, {}, 500),
+    "phys2d/Pendulum-v0": (PENDULUM, {}, 200),
 }
 
 
@@ -69,15 +74,19 @@ def make_functional(env_id: str) -> FunctionalEnvironment:
 
     Raises:
         UsageError: there is none for this id, or a package that it needs is missing.
+
     """
     if env_id not in GYMNASIUM_FUNCTIONAL:
         raise UsageError(f"no pure-JAX environment for {env_id}; there are {', '.join(GYMNASIUM_FUNCTIONAL)}")
-    module, name, limit = GYMNASIUM_FUNCTIONAL[env_id]
+    where, changes, limit = GYMNASIUM_FUNCTIONAL[env_id]
+    module_name, _, name = where.partition(":")
     try:
-        factory = getattr(__import__(module, fromlist=[name]), name)
+        module = importlib.import_module(module_name)
     except ImportError as error:
-        raise UsageError(f"--backend jax needs {error.name} for {env_id}; install it with: pip install 'surefoot[control]'") from error
-    return GymnasiumFunctional(factory(), limit)
+        raise UsageError(
+            f"--backend jax needs {error.name} for {env_id}; install it with: pip install 'surefoot[control]'"
+        ) from error
+    return GymnasiumFunctional(getattr(module, f"{name}Functional")(), getattr(module, f"{name}Params")(**changes), limit)
 
 
 class FunctionalState(NamedTuple):

@@ -37,7 +37,8 @@ class NameFaults(Wrapper):
             return self.env.reset(**options)
         except Exception as error:
             raise EnvironmentFault(
-                f"environment {self._index} of {self._name} raised {type(error).__name__} in a reset after {self._steps} steps: {error}"
+                f"environment {self._index} of {self._name} raised {type(error).__name__} in a reset after"
+                f" {self._steps} steps: {error}"
             ) from error
 
 
@@ -47,14 +48,15 @@ class HostEnvironments:
     Args:
         environments: a Gymnasium vector environment, or EnvPool's Gymnasium-like one (next-step mode).
         name: what messages call it.
-        backend: which kind of backend it is, for reports.
+        action_dtype: what the environments want, where it is not what their action space says.
 
     Raises:
         UsageError: its spaces are not supported.
+
     """
 
-    def __init__(self, environments: VectorEnv | Any, *, name: str, backend: str) -> None:
-        self.name, self.backend, self._environments = name, backend, environments
+    def __init__(self, environments: VectorEnv | Any, *, name: str, action_dtype: np.dtype | None = None) -> None:
+        self.name, self._environments = name, environments
         single_observation = getattr(environments, "single_observation_space", environments.observation_space)
         single_action = getattr(environments, "single_action_space", environments.action_space)
         self.spaces: Spaces = describe_spaces(single_observation, single_action, name=name)
@@ -62,13 +64,16 @@ class HostEnvironments:
         metadata = getattr(environments, "metadata", None) or {}
         self._mode = AutoresetMode(metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
         self.next_step = self._mode is AutoresetMode.NEXT_STEP
-        self._dtype = getattr(single_action, "dtype", None)
+        self._dtype = action_dtype or single_action.dtype
         self._steps = 0
 
     def reset(self, seed: int | None) -> np.ndarray:
-        """Reset all; environment i gets seed + i. EnvPool was given its seed when it was made, and ignores this one."""
+        """Reset all; environment i gets seed + i. EnvPool was given its seed when it was made, and ignores this
+        one.
+        """
         try:
-            observations, _ = self._environments.reset(seed=seed) if isinstance(self._environments, VectorEnv) else self._environments.reset()
+            options = {"seed": seed} if isinstance(self._environments, VectorEnv) else {}
+            observations, _ = self._environments.reset(**options)
         except EnvironmentFault:
             raise
         except Exception as error:
@@ -87,15 +92,19 @@ class HostEnvironments:
 
         Raises:
             EnvironmentFault: an environment raised, or returned a number that is not finite.
+
         """
         self._steps += 1
         try:
-            observations, rewards, terminated, truncated, info = self._environments.step(actions.astype(self._dtype, copy=False))
+            observations, rewards, terminated, truncated, info = self._environments.step(
+                actions.astype(self._dtype, copy=False)
+            )
         except EnvironmentFault:
             raise
         except Exception as error:
             raise EnvironmentFault(
-                f"{self.name} raised {type(error).__name__} at vector step {self._steps}, with actions {actions.tolist()}: {error}"
+                f"{self.name} raised {type(error).__name__} at vector step {self._steps},"
+                f" with actions {actions.tolist()}: {error}"
             ) from error
         rewards = self._checked(rewards, "a reward", self._steps)
         finals = None

@@ -1,4 +1,6 @@
-"""EnvPool: environments in C++ on a thread pool, stepped from inside the compiled program where its XLA interface works."""
+"""EnvPool: environments in C++ on a thread pool, stepped from inside the compiled program where its XLA interface
+works.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from surefoot.control.environments.host import HostEnvironments
 from surefoot.control.rollout import EnvironmentStep, ScanCarry
 from surefoot.control.spaces import Spaces, describe_spaces
 from surefoot.equations._library import Array
@@ -40,9 +43,8 @@ class Pool:
 
     Raises:
         UsageError: EnvPool is missing, or does not have the task.
-    """
 
-    backend = "envpool"
+    """
 
     def __init__(self, env_id: str, *, num_envs: int, seed: int) -> None:
         if not is_installed():
@@ -60,6 +62,10 @@ class Pool:
         self._dtype = np.dtype(np.int32 if self.spaces.action.kind == "discrete" else self.environments.action_space.dtype)
         self.compiles = sys.platform == "linux"
         """Whether the pool can be stepped inside a compiled program."""
+
+    def on_host(self) -> HostEnvironments:
+        """The same environments, stepped from Python."""
+        return HostEnvironments(self.environments, name=self.name, action_dtype=self._dtype)
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which programs with this pool are traced: MuJoCo tasks exchange float64 numbers."""

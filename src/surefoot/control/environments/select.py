@@ -14,7 +14,7 @@ import gymnasium
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from surefoot.control.configuration import Backend
-from surefoot.control.environments.functional import GYMNASIUM_FUNCTIONAL, FunctionalEnvironment, make_functional
+from surefoot.control.environments.functional import FunctionalEnvironment, make_functional
 from surefoot.control.environments.host import HostEnvironments, NameFaults
 from surefoot.control.environments.pool import Pool, has_task, is_installed
 from surefoot.errors import UsageError
@@ -48,14 +48,15 @@ def select_environments(environment: Environment, *, backend: Backend, num_envs:
     """Make ``num_envs`` environments.
 
     Args:
-        environment: an id, ``package.module:callable``, or a callable that returns a Gymnasium environment, a Gymnasium vector
-            environment (called with num_envs) or a :class:`FunctionalEnvironment`.
+        environment: an id, ``package.module:callable``, or a callable that returns a Gymnasium environment, a
+            Gymnasium vector environment (called with num_envs) or a :class:`FunctionalEnvironment`.
         backend: what shall step them.
         num_envs: how many.
         seed: EnvPool wants its seed when it is made.
 
     Raises:
         UsageError: there is no such environment, the backend does not have it, or a package that it needs is missing.
+
     """
     factory = _import_callable(environment) if isinstance(environment, str) and _names_callable(environment) else environment
     if not isinstance(factory, str):
@@ -64,15 +65,17 @@ def select_environments(environment: Environment, *, backend: Backend, num_envs:
     if backend == "jax" or (backend == "auto" and name.startswith("phys2d/")):
         return Selection(make_functional(name), "jax", ("backend jax: the whole iteration is one compiled program",))
     if backend == "envpool":
-        return Selection(Pool(name, num_envs=num_envs, seed=seed), "envpool", ("backend envpool",))
+        return Selection(_pool(name, num_envs, seed), "envpool", ("backend envpool",))
     specification = _specification(name)
     if backend == "auto":
         if has_task(name):
             notice = f"backend envpool, which is installed and has {name}; --backend gymnasium would step Gymnasium's own"
-            return Selection(Pool(name, num_envs=num_envs, seed=seed), "envpool", (notice,))
+            return Selection(_pool(name, num_envs, seed), "envpool", (notice,))
         vectorized = specification.vector_entry_point is not None
         backend = "gymnasium" if vectorized else "gymnasium-sync"
-        notices = [f"backend {backend}, Gymnasium's {'own vectorised version' if vectorized else 'environments, one after the other'}"]
+        notices = [
+            f"backend {backend}, Gymnasium's {'own vectorised version' if vectorized else 'environments, one after the other'}"
+        ]
         if not is_installed() and str(specification.entry_point).startswith(POOLED):
             notices.append(f"EnvPool would step {name} faster: pip install 'surefoot[envpool]'")
     else:
@@ -91,12 +94,18 @@ def _specification(name: str) -> Any:
 
 def _gymnasium(name: str, specification: Any, *, backend: str, num_envs: int) -> HostEnvironments:
     if backend == "gymnasium" and specification.vector_entry_point is not None:
-        environments: VectorEnv = _named(name, partial(gymnasium.make_vec, name, num_envs, vectorization_mode="vector_entry_point"))
+        environments: VectorEnv = _named(
+            name, partial(gymnasium.make_vec, name, num_envs, vectorization_mode="vector_entry_point")
+        )
     else:
         make = partial(gymnasium.make, name, disable_env_checker=True)
         environments = _synchronous(lambda i: NameFaults(_named(name, make), name=name, index=i), num_envs)
-        backend = "gymnasium-sync"
-    return HostEnvironments(environments, name=name, backend=backend)
+    return HostEnvironments(environments, name=name)
+
+
+def _pool(name: str, num_envs: int, seed: int) -> Pool | HostEnvironments:
+    pool = Pool(name, num_envs=num_envs, seed=seed)
+    return pool if pool.compiles else pool.on_host()
 
 
 def _synchronous(make: Callable[[int], gymnasium.Env], num_envs: int) -> SyncVectorEnv:
@@ -140,7 +149,9 @@ def _from_callable(factory: Callable[..., Any], name: str, *, backend: Backend, 
     first = _call(factory, name, num_envs)
     if isinstance(first, VectorEnv):
         if first.num_envs != num_envs:
-            raise UsageError(f"{name} returned {first.num_envs} environments where --num-envs asks for {num_envs}; make them agree")
+            raise UsageError(
+                f"{name} returned {first.num_envs} environments where --num-envs asks for {num_envs}; make them agree"
+            )
         kind = "gymnasium"
     elif isinstance(first, gymnasium.Env):
         kind = "gymnasium-sync"
@@ -160,7 +171,7 @@ def _from_callable(factory: Callable[..., Any], name: str, *, backend: Backend, 
         made = [first]  # the first call's environment becomes number 0, so that the callable runs N times for N environments
         make = lambda i: NameFaults(made.pop() if made else factory(), name=name, index=i)  # noqa: E731
         first = _synchronous(make, num_envs)
-    return Selection(HostEnvironments(first, name=name, backend=kind), kind, notices)
+    return Selection(HostEnvironments(first, name=name), kind, notices)
 
 
 def _call(factory: Callable[..., Any], name: str, num_envs: int) -> Any:

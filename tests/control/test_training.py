@@ -1,0 +1,287 @@
+"""Whole runs: learning, repeatability, what is logged and kept, and what happens when something goes wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import surefoot
+from surefoot.control.configuration import RunConfiguration, TrainConfiguration
+from surefoot.control.evaluation import evaluate
+from surefoot.control.policy import load_policy
+from surefoot.control.training import EpisodeTracker, train
+from surefoot.errors import EnvironmentFault, RunError, UsageError
+from surefoot.runs.metrics import read_metrics
+from tests.control import toys
+from tests.control.helpers import configure
+
+BACKENDS = ["gymnasium-sync", "gymnasium", "jax"] + (["envpool"] if importlib.util.find_spec("envpool") else [])
+CARTPOLE = {
+    "num_envs": 8, "rollout_length": 32, "minibatch_size": 256, "epochs": 20, "learning_rate": 1e-3, "hidden_sizes": (64, 64),
+    "clip_range_schedule": "linear", "discount": 0.98, "trace_decay": 0.8, "normalize_observations": False,
+    "normalize_rewards": False, "total_steps": 100_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_learns_cartpole(backend, tmp_path):
+    result = train(configure(**CARTPOLE, backend=backend, out=str(tmp_path / "run")), quiet=True)
+    assert result["backend"] == backend
+    evaluation = evaluate(result["run"], episodes=20)
+    assert evaluation["mean_return"] >= 475, "untrained it is about 20"
+
+
+def digest(run):
+    return hashlib.sha256((run / "policy" / "policy.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_same_seed_same_bits(backend, tmp_path):
+    runs = [tmp_path / name for name in "abc"]
+    for run, seed in zip(runs, (3, 3, 4), strict=True):
+        train(configure(backend=backend, out=str(run), seed=seed, total_steps=512), quiet=True)
+    a, b, c = (load_policy(run).parameters for run in runs)
+    assert all(np.array_equal(a[k], b[k]) for k in a)
+    assert not all(np.array_equal(a[k], c[k]) for k in a)
+    drop = lambda line: {k: v for k, v in line.items() if not k.startswith("speed/")}  # noqa: E731
+    assert [drop(m) for m in read_metrics(runs[0] / "metrics.jsonl")] == [
+        drop(m) for m in read_metrics(runs[1] / "metrics.jsonl")
+    ]
+
+
+def test_seeds_together_are_the_seeds_alone(tmp_path):
+    """Three seeds in one compiled program train the policies that each would train by itself, up to rounding."""
+    options = {"backend": "jax", "total_steps": 512, "learning_rate": 1e-3}
+    together = train(configure(**options, out=str(tmp_path / "all"), seeds=3, seed=5), quiet=True)
+    assert [r["run"] for r in together["seeds"]] == [str(tmp_path / "all" / f"seed-{i}") for i in (5, 6, 7)]
+    assert together["summary"]["seeds"] == 3
+    assert together["summary"]["low"] <= together["summary"]["interquartile_mean"] <= together["summary"]["high"]
+    train(configure(**options, out=str(tmp_path / "one"), seed=6), quiet=True)
+    alone, member = load_policy(tmp_path / "one"), load_policy(tmp_path / "all" / "seed-6")
+    for name, value in alone.parameters.items():
+        np.testing.assert_allclose(member.parameters[name], value, atol=1e-4)
+
+
+def test_seeds_in_turn(tmp_path):
+    result = train(configure(backend="gymnasium", out=str(tmp_path / "all"), seeds=2, total_steps=128), quiet=True)
+    train(configure(backend="gymnasium", out=str(tmp_path / "one"), seed=1, total_steps=128), quiet=True)
+    assert digest(tmp_path / "one") == digest(tmp_path / "all" / "seed-1")
+    assert len(result["seeds"]) == 2
+    assert json.loads((tmp_path / "all" / "summary.json").read_text())["summary"]["seeds"] == 2
+
+
+def test_what_is_logged(tmp_path):
+    result = train(configure(backend="gymnasium", out=str(tmp_path / "run"), total_steps=640, tensorboard=True), quiet=True)
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert len(lines) == 10
+    groups = {
+        "episode": ("return_mean", "length_mean"),
+        "policy": ("objective", "entropy", "approximate_kl", "clip_fraction", "gradient_norm"),
+        "critic": ("loss", "explained_variance", "gradient_norm"),
+        "schedule": ("learning_rate", "clip_range"),
+        "speed": [f"{part}steps_per_second" for part in ("", "environment_", "inference_", "update_")],
+    }
+    groups = {
+        "episode": ("return_mean", "length_mean"),
+        "policy": ("objective", "entropy", "approximate_kl", "clip_fraction", "gradient_norm"),
+        "critic": ("loss", "explained_variance", "gradient_norm"),
+        "schedule": ("learning_rate", "clip_range"),
+        "speed": [f"{part}steps_per_second" for part in ("", "environment_", "inference_", "update_")],
+    }
+    wanted = [f"{group}/{name}" for group, names in groups.items() for name in names]
+    for name in wanted:
+        assert any(line[name] is not None for line in lines), name
+    assert lines[-1]["slots"] == 640
+    finished = sum(int(line["episode/finished"]) for line in lines)
+    # Every finished episode but those that ended with the very last slot was followed by a slot that only reset.
+    assert 640 - finished <= result["total_steps"] == lines[-1]["steps"] <= 640 - finished + 4
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    curve = events.Scalars("policy/entropy")
+    assert [e.step for e in curve] == [line["steps"] for line in lines]
+    np.testing.assert_allclose([e.value for e in curve], [line["policy/entropy"] for line in lines], rtol=1e-6)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["minibatch_size"] == 16
+
+
+def test_no_tensorboard_means_none(tmp_path):
+    train(configure(backend="gymnasium", out=str(tmp_path / "run"), total_steps=64), quiet=True)
+    assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+def test_episode_tracker_against_a_loop():
+    rng, envs = np.random.default_rng(0), 3
+    tracker, returns, lengths = EpisodeTracker(envs), np.zeros(envs), np.zeros(envs, int)
+    for _ in range(6):
+        rewards, ended, valid = rng.normal(size=(20, envs)), rng.random((20, envs)) < 0.15, rng.random((20, envs)) < 0.8
+        done = []
+        for t in range(20):
+            for e in np.flatnonzero(valid[t]):
+                returns[e] += rewards[t, e]
+                lengths[e] += 1
+                if ended[t, e]:
+                    done.append((returns[e], lengths[e]))
+                    returns[e], lengths[e] = 0, 0
+        got = tracker.take(rewards, ended, valid)
+        assert got["episode/finished"] == len(done)
+        np.testing.assert_allclose(got["episode/return_mean"], np.mean([r for r, _ in done]))
+        np.testing.assert_allclose(got["episode/length_mean"], np.mean([n for _, n in done]))
+
+
+@pytest.mark.parametrize("what", ["raise", "observation", "reward"])
+def test_a_fault_keeps_what_was_learnt(what, tmp_path):
+    """The third rollout of 16 steps fails: the policy that is kept is the one after two, bit for bit."""
+    configuration = configure(env="Faulty", out=str(tmp_path / "run"), total_steps=640, learning_rate_schedule="constant")
+    with pytest.raises(EnvironmentFault, match=r"of Faulty .* step 4[03]"):
+        train(configuration, environment=named_faulty(what), quiet=True)
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 2
+    shorter = replace(configuration, run=replace(configuration.run, out=str(tmp_path / "shorter"), total_steps=128))
+    train(shorter, environment=named_faulty("never"), quiet=True)
+    assert digest(tmp_path / "run") == digest(tmp_path / "shorter")
+
+
+def named_faulty(what):
+    def make():
+        return toys.Faulty(at=40, what=what)
+
+    make.__name__ = "Faulty"
+    return make
+
+
+def test_compiled_rollouts_are_checked_too(tmp_path):
+    import jax.numpy as jnp
+
+    from surefoot.control.environments.functional import make_functional
+
+    environment = make_functional("CartPole-v1")
+
+    class Breaks:
+        observation_space, action_space, max_episode_steps = environment.observation_space, environment.action_space, 30
+        initial = staticmethod(environment.initial)
+
+        def transition(self, state, action, key):
+            state, observation, reward, terminated = environment.transition(state, action, key)
+            return state, observation.at[2].set(jnp.where(observation[2] > 0.1, jnp.nan, observation[2])), reward, terminated
+
+    def broken():
+        return Breaks()
+
+    configuration = configure(env="broken", out=str(tmp_path / "run"), total_steps=6400)
+    with pytest.raises(EnvironmentFault, match=r"of broken returned an observation of nan in component 2 at vector step \d+"):
+        train(configuration, environment=broken, quiet=True)
+    assert all(np.isfinite(v).all() for v in load_policy(tmp_path / "run").parameters.values())
+
+
+def test_folder_with_a_run_is_refused(tmp_path):
+    train(configure(backend="gymnasium", out=str(tmp_path / "run"), total_steps=64), quiet=True)
+    with pytest.raises(UsageError, match="already holds a run"):
+        train(configure(backend="gymnasium", out=str(tmp_path / "run"), total_steps=64), quiet=True)
+
+
+def test_full_disk_is_one_sentence(tmp_path):
+    """Metrics on a device that is always full: what Linux offers for the purpose."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RunError, match="No space left on device"):
+        train(configure(backend="gymnasium", out=str(run), total_steps=128), quiet=True)
+    assert load_policy(run).spaces.observation_size == 4
+
+
+def test_evaluation_leaves_the_run_untouched(tmp_path):
+    run = tmp_path / "run"
+    train(configure(backend="gymnasium", out=str(run), total_steps=128), quiet=True)
+    before = {p: p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
+    first, second = evaluate(run, episodes=7), evaluate(run, episodes=7)
+    assert first == second
+    assert evaluate(run, episodes=7, seed=1) != first
+    assert {p: p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()} == before
+
+
+def test_evaluation_counts_long_episodes_too(tmp_path):
+    """Episodes of 3 and 4 steps in turn: exactly half of each, though short ones end first."""
+    configuration = configure(env="Walk", out=str(tmp_path / "run"), total_steps=64)
+    train(configuration, environment=toys.Walk, quiet=True)
+    got = evaluate(tmp_path / "run", episodes=40, environment=toys.Walk)
+    assert got["mean_length"] == 3.5
+    # Positions 1, 2, 3 (, 4) plus 0.1 per earlier episode of that environment, four episodes each.
+    np.testing.assert_allclose(got["mean_return"], np.mean([6.0, 10 + 0.4, 6 + 0.6, 10 + 1.2]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"normalize_observations": False}, {"env": "Pendulum-v1"}])
+def test_saved_policy_is_the_trained_one(options, tmp_path):
+    """What `surefoot.load` gives acts as the learner did, normaliser included, for one observation and for several."""
+    configuration = configure(**{"backend": "gymnasium-sync", "out": str(tmp_path / "run"), "total_steps": 256} | options)
+    train(configuration, quiet=True)
+    policy = surefoot.load(tmp_path / "run")
+    size = policy.spaces.observation_size
+    observations = np.random.default_rng(0).normal(size=(6, size)).astype(np.float32)
+    several = policy(observations, deterministic=True)
+    singles = np.stack([policy(o, deterministic=True) for o in observations])
+    np.testing.assert_allclose(several, singles, rtol=1e-6)
+    assert (policy.observation_statistics is None) == ("normalize_observations" in options)
+    seen = observations
+    if policy.observation_statistics is not None:
+        mean, variance, count = policy.observation_statistics
+        assert count > 200
+        seen = np.clip((observations - mean) / np.sqrt(variance + 1e-8), -10, 10)
+    hidden = np.tanh(seen @ policy.parameters["layer_0/weight"] + policy.parameters["layer_0/bias"])
+    outputs = hidden @ policy.parameters["layer_1/weight"] + policy.parameters["layer_1/bias"]
+    expected = outputs.argmax(-1) if "env" not in options else np.clip(2 * outputs, -2, 2)
+    np.testing.assert_allclose(several, expected, rtol=1e-5)
+    generator = lambda: np.random.default_rng(5)  # noqa: E731
+    np.testing.assert_array_equal(policy(observations, generator=generator()), policy(observations, generator=generator()))
+    with pytest.raises(ValueError, match="observations have shape"):
+        policy(np.zeros(size + 1))
+
+
+def test_policies_load_without_jax(tmp_path):
+    import subprocess
+    import sys
+
+    train(configure(backend="gymnasium", out=str(tmp_path / "run"), total_steps=64), quiet=True)
+    code = (
+        "import sys, numpy, surefoot\n"
+        f"policy = surefoot.load({str(tmp_path / 'run')!r})\n"
+        "assert policy(numpy.zeros(4)) in (0, 1)\n"
+        "assert not {'jax', 'torch'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_damaged_policies_are_refused(tmp_path):
+    run = tmp_path / "run"
+    train(configure(backend="gymnasium", out=str(run), total_steps=64), quiet=True)
+    weights = run / "policy" / "policy.safetensors"
+    whole = weights.read_bytes()
+    for damaged in (whole[:100], b"", b"\x80\x04 not safetensors"):
+        weights.write_bytes(damaged)
+        with pytest.raises(UsageError, match="damaged or not a surefoot policy"):
+            load_policy(run)
+    with pytest.raises(UsageError, match="is not a run"):
+        load_policy(tmp_path / "nowhere")
+
+
+def test_configuration_mistakes_are_named():
+    def run(**options):
+        return RunConfiguration(**{"env": "CartPole-v1"} | options)
+
+    with pytest.raises(
+        UsageError, match=r"--minibatch-size 100 does not divide a rollout of 8 × 256 = 2048 steps; 128 is the nearest"
+    ):
+        TrainConfiguration(run(), ppo=replace(configure().ppo, minibatch_size=100))
+    with pytest.raises(UsageError, match="--num-envs must be at least 1, but is 0"):
+        run(num_envs=0)
+    with pytest.raises(UsageError, match=r"--discount must lie between 0 and 1, but is 1\.2"):
+        configure(discount=1.2)
+    with pytest.raises(UsageError, match="--learning-rate must be positive, but is -1"):
+        configure(learning_rate=-1)
+    with pytest.raises(UsageError, match="leaves no signal"):
+        configure(minibatch_size=1)
