@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import io
+import itertools
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -138,14 +143,27 @@ def _dispatch(arguments: list[str]) -> int:
 def _parse(kind: Any, arguments: list[str], *, program: str, default: Any = None) -> Any:
     """Options to a dataclass; a wrong one becomes a sentence."""
     options: dict[str, Any] = {} if default is None else {"default": default}
-    parsed, unknown = tyro.cli(kind, prog=program, args=arguments, return_unknown_args=True, **options)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            parsed, unknown = tyro.cli(kind, prog=program, args=arguments, return_unknown_args=True, **options)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(f"{program}: {_unboxed(complaint.getvalue())}; `{program} --help` lists the options") from None
     if unknown:
-        import difflib
-
         near = difflib.get_close_matches(unknown[0].split("=")[0], _option_names(kind), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"`{program} --help` lists what there is"
         raise UsageError(f"{program} has no option {unknown[0]}; {hint}")
     return parsed
+
+
+def _unboxed(text: str) -> str:
+    """The sentence inside the frame that the parser draws around its complaints, without the frame's title."""
+    lines = [re.sub("\x1b\\[[0-9;]*m", "", line) for line in text.splitlines()]
+    inside = (line.strip("│ ") for line in lines if not line.startswith(("╭", "╰")))
+    kept = itertools.takewhile(lambda line: not line.startswith(("For full helptext", "Argument helptext", "──")), inside)
+    return " ".join(line for line in kept if line).rstrip(".")
 
 
 def _option_names(kind: Any) -> list[str]:

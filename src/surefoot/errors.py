@@ -5,7 +5,7 @@ right.
 from __future__ import annotations
 
 
-class UsageError(ValueError):
+class UsageError(Exception):
     """What the user gave cannot be used. On the command line: the sentence, no traceback, exit status 2."""
 
 

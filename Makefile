@@ -1,0 +1,35 @@
+# `make demo` and `make test` do all the set-up; everything else is for contributors.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint types benchmark clean
+
+demo: $(VENV)/.ready
+	$(BIN)/surefoot demo
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+
+types: $(VENV)/.ready
+	$(BIN)/mypy
+
+# The environments of the peers that benchmarks/control_speed.py runs against.
+peers-%/.ready: benchmarks/peers/requirements-%.txt
+	$(PYTHON) -m venv peers-$*
+	peers-$*/bin/pip install --quiet -r $< -c benchmarks/peers/constraints.txt
+	touch $@
+
+peers: peers-sb3/.ready peers-sbx/.ready peers-rejax/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) peers-* .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,131 @@
+"""The command line as a user meets it: what it prints, what it refuses, and how it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from surefoot.cli import main
+
+TINY = "--num-envs 4 --rollout-length 16 --minibatch-size 16 --epochs 1 --hidden-sizes 8 --backend gymnasium"
+
+
+def run(*arguments, **options):
+    command = [sys.executable, "-m", "surefoot", *" ".join(arguments).split()]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def test_train_and_evaluate(tmp_path):
+    out = tmp_path / "run"
+    done = run(f"train ppo --env CartPole-v1 --total-steps 640 --seed 0 --out {out} {TINY} --json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    wanted = {
+        "algorithm",
+        "env",
+        "backend",
+        "total_steps",
+        "seconds",
+        "startup_seconds",
+        "steps_per_second",
+        "mean_return",
+        "run",
+    }
+    assert wanted <= set(result)
+    assert result["algorithm"] == "ppo"
+    assert 0 < result["startup_seconds"] < result["seconds"]
+    expected = result["total_steps"] / (result["seconds"] - result["startup_seconds"])
+    assert result["steps_per_second"] == pytest.approx(expected, rel=1e-6)
+    assert "preset for CartPole-v1" in done.stderr
+    assert "rollout_length 16 instead of 32" in done.stderr
+    assert "backend gymnasium" in done.stderr
+    assert "640/640 steps" in done.stderr
+    done = run(f"evaluate {out} --episodes 5 --json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert {"env", "episodes", "mean_return", "std_return"} <= set(result)
+    assert result["backend"] == "gymnasium-sync"
+
+
+def test_presets_set_defaults_and_options_override(tmp_path):
+    out = tmp_path / "run"
+    assert main(f"train ppo --env CartPole-v1 --total-steps 64 --out {out} {TINY} --quiet --trace-decay 0.5".split()) == 0
+    configuration = json.loads((out / "config.json").read_text())
+    assert configuration["discount"] == 0.98, "the preset's"
+    assert configuration["trace_decay"] == 0.5
+    assert configuration["epochs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("train ppo --env CartPole-v7", "there is no environment CartPole-v7"),
+        ("train ppo --env CartPole-v1 --epoch 3", "no option --epoch; did you mean --epochs?"),
+        ("train ppo --env CartPole-v1 --epochs three", "three"),
+        ("train ppo --env CartPole-v1 --backend gpu", "gpu"),
+        ("train ppo --env CartPole-v1 --minibatch-size 100 --backend gymnasium", "does not divide"),
+        ("train ppo --env CartPole-v1 --discount 2", "--discount must lie between 0 and 1, but is 2.0"),
+        ("train ppo", "--env is missing"),
+        ("train trpo --env CartPole-v1", "there is no algorithm 'trpo'; there is ppo"),
+        ("trian", "there is no command 'trian'"),
+        ("evaluate nowhere", "nowhere is not a run"),
+        ("evaluate nowhere --episodes 0", "--episodes must be at least 1"),
+        ("train ppo --env CartPole-v1 --out /proc/nothing --backend gymnasium", "cannot make the folder /proc/nothing"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_status_2(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments.split()) == 2
+    output = capsys.readouterr()
+    assert words in output.err
+    *notices, sentence = output.err.splitlines()
+    assert sentence.startswith("surefoot: ")
+    assert all(line.startswith("preset for") for line in notices)
+    assert output.out == ""
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_help_names_every_command_and_no_other(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    commands = [line.split()[0] for line in text.split("commands:\n")[1].splitlines() if line.startswith("  ")]
+    assert commands == ["train", "evaluate", "demo"]
+    for command in ("train ppo", "evaluate", "demo"):
+        done = run(f"{command} --help")
+        assert done.returncode == 0
+        assert "--json" in done.stdout
+
+
+def test_help_needs_no_engine():
+    code = "import sys; sys.argv = ['surefoot', '--help']\nfrom surefoot.cli import main\nmain(['--help'])\nassert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_stops_cleanly(number, tmp_path):
+    out = tmp_path / "run"
+    command = f"train ppo --env CartPole-v1 --total-steps 100000000 --out {out} {TINY} --json"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "surefoot", *command.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    metrics = out / "metrics.jsonl"
+    deadline = time.time() + 120
+    while time.time() < deadline and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.1)
+    os.kill(process.pid, number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    assert b"stopped early" in errors
+    assert b"Traceback" not in errors
+    result = json.loads(output.splitlines()[-1])
+    assert result["interrupted"]
+    lines = metrics.read_text().splitlines()
+    assert all(json.loads(line) for line in lines)
+    assert json.loads(lines[-1])["steps"] == result["total_steps"]
+    assert main(["evaluate", str(out), "--episodes", "1", "--quiet"]) == 0
