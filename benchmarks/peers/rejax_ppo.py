@@ -1,4 +1,5 @@
-"""rejax's PPO on its pure-JAX CartPole, the whole run in one program: peers-rejax/bin/python benchmarks/peers/rejax_ppo.py --steps N"""
+"""rejax's PPO on its pure-JAX CartPole, the whole run in one program: peers-rejax/bin/python
+benchmarks/peers/rejax_ppo.py --steps N"""
 
 import argparse
 import json

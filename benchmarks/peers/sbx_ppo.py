@@ -1,4 +1,4 @@
-"""SBX's PPO on fixed work, one JSON line: peers-sbx/bin/python benchmarks/peers/sbx.py ENV --steps N"""
+"""SBX's PPO on fixed work, one JSON line: peers-sbx/bin/python benchmarks/peers/sbx_ppo.py ENV --steps N"""
 
 import argparse
 import json

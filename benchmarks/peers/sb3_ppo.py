@@ -1,4 +1,4 @@
-"""Stable-Baselines3's PPO on fixed work, one JSON line: peers-sb3/bin/python benchmarks/peers/sb3.py ENV --steps N"""
+"""Stable-Baselines3's PPO on fixed work, one JSON line: peers-sb3/bin/python benchmarks/peers/sb3_ppo.py ENV --steps N"""
 
 import argparse
 import json
