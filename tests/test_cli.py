@@ -67,6 +67,7 @@ def test_presets_set_defaults_and_options_override(tmp_path):
     [
         ("train ppo --env CartPole-v7", "there is no environment CartPole-v7"),
         ("train ppo --env CartPole-v1 --epoch 3", "no option --epoch; did you mean --epochs?"),
+        ("train ppo --env CartPole-v1 --total-stepss 3", "no option --total-stepss; did you mean --total-steps?"),
         ("train ppo --env CartPole-v1 --epochs three", "three"),
         ("train ppo --env CartPole-v1 --backend gpu", "gpu"),
         ("train ppo --env CartPole-v1 --minibatch-size 100 --backend gymnasium", "does not divide"),

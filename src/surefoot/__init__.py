@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from surefoot.control.policy import Policy
+    from surefoot.control.policies.policy import Policy
 
 __version__ = version("surefoot")
 __all__ = ["__version__", "load"]
@@ -21,9 +21,8 @@ def load(run: str | Path) -> Policy:
 
     Raises:
         surefoot.errors.UsageError: there is no policy there, or its file is damaged.
-
     """
-    from surefoot.control.policy import load_policy
+    from surefoot.control.policies.policy import load_policy
 
     return load_policy(run)
 

@@ -11,9 +11,9 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import tyro
 
@@ -100,7 +100,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit status: 0 done, 2 the input is wrong (one sentence on standard error), 1 anything else.
-
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -167,19 +166,13 @@ def _unboxed(text: str) -> str:
 
 
 def _option_names(kind: Any) -> list[str]:
+    """The options of a command; the parts of its configuration are dataclasses whose prefixes are left out."""
     names: list[str] = []
+    hints = get_type_hints(kind)
     for part in fields(kind):
-        inner = PARTS.get(part.name)
-        names += _option_names(inner) if inner and part.name != "out" else [f"--{part.name.replace('_', '-')}"]
+        inner = hints[part.name]
+        names += _option_names(inner) if is_dataclass(inner) else [f"--{part.name.replace('_', '-')}"]
     return names
-
-
-PARTS: dict[str, Any] = {
-    "network": NetworkConfiguration,
-    "normalization": NormalizationConfiguration,
-    "ppo": PPOConfiguration,
-    "output": Output,
-}
 
 
 def _train(arguments: list[str]) -> int:
@@ -270,7 +263,7 @@ def _evaluate(chosen: Evaluate) -> int:
 
 
 def _demo(chosen: Demo) -> int:
-    from surefoot.control.demo import run_demo
+    from surefoot.demo import run_demo
 
     result = run_demo(out=chosen.out, seed=chosen.seed, quiet=chosen.output.quiet, started=STARTED)
     if chosen.output.json:

@@ -16,8 +16,8 @@ from surefoot.control.configuration import (
     RunConfiguration,
     TrainConfiguration,
 )
+from surefoot.control.policies.spaces import ActionSpace, Spaces
 from surefoot.control.rollout import Rollout
-from surefoot.control.spaces import ActionSpace, Spaces
 
 DEFAULTS = {
     "env": "CartPole-v1",
@@ -80,7 +80,7 @@ def update(configuration: TrainConfiguration, spaces: Spaces, learner: ppo.Learn
     from surefoot.control.iteration import whole_update
 
     program = jax.jit(partial(whole_update, configuration, spaces))
-    learner, metrics, _ = program(learner, rollout, ppo.schedule_at(configuration, number))
+    learner, metrics, *_ = program(learner, rollout, ppo.schedule_at(configuration, number))
     return learner, metrics
 
 

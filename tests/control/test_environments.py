@@ -116,12 +116,12 @@ def test_single_environments_become_several_of_their_own():
 def test_envpool_steps_from_python_as_well():
     """What evaluation uses, and training where EnvPool cannot be compiled in: same seeds, same numbers."""
     made = [pool.Pool("Pendulum-v1", num_envs=2, seed=3).on_host() for _ in range(2)]
-    starts = [e.reset(None) for e in made]
+    starts = [e.reset(0) for e in made]
     np.testing.assert_array_equal(*starts)
     steps = [e.step(np.full((2, 1), 0.5, np.float32)) for e in made]
     np.testing.assert_array_equal(steps[0][0], steps[1][0])
     discrete = pool.Pool("CartPole-v1", num_envs=2, seed=3).on_host()
-    discrete.reset(None)
+    discrete.reset(0)
     assert discrete.step(np.array([0, 1], np.int32))[1].tolist() == [1.0, 1.0]
 
 
@@ -129,7 +129,7 @@ def test_envpool_steps_from_python_as_well():
 def test_envpool_resets_in_next_step_mode():
     """The assumption behind the masks, seen: the step after an end returns a fresh episode's start and no reward."""
     environments = pool.Pool("CartPole-v1", num_envs=1, seed=0).on_host()
-    environments.reset(None)
+    environments.reset(0)
     for _ in range(100):
         observations, _, terminated, _, _ = environments.step(np.array([1], np.int32))
         if terminated[0]:

@@ -12,10 +12,10 @@ import torch
 from gymnasium import spaces as gym_spaces
 from scipy import stats
 
-from surefoot.control.networks import draw_network, evaluate_network
-from surefoot.control.normalization import RunningStatistics, normalize, running_returns, update_statistics
 from surefoot.control.permutation import INDEX_BITS, shuffled_minibatches
-from surefoot.control.spaces import ActionSpace, Spaces, describe_spaces
+from surefoot.control.policies.networks import draw_network, evaluate_network
+from surefoot.control.policies.normalization import RunningStatistics, normalize, running_returns, update_statistics
+from surefoot.control.policies.spaces import ActionSpace, Spaces, describe_spaces
 from surefoot.errors import UsageError
 
 VECTOR = gym_spaces.Box(-1, 1, (3,))
@@ -33,6 +33,12 @@ def test_box_actions_reach_their_bounds_and_no_further():
 def test_unbounded_actions_mean_themselves():
     space = describe_spaces(VECTOR, gym_spaces.Box(np.array([-np.inf, 0.0]), np.array([np.inf, np.inf])), name="X").action
     np.testing.assert_allclose(space.for_environment(np.array([[7.0, -3.0]], np.float32)), [[7.0, 0.0]])
+
+
+def test_the_largest_float_means_unbounded():
+    top = float(np.finfo(np.float32).max)
+    space = describe_spaces(VECTOR, gym_spaces.Box(-top, top, (2,)), name="X").action
+    np.testing.assert_array_equal(space.for_environment(np.array([[0.0, -3.0]], np.float32)), [[0.0, -3.0]])
 
 
 def test_numbering_of_actions_may_start_anywhere():
@@ -108,6 +114,14 @@ def test_statistics_of_batches_are_those_of_all_valid_samples():
     empty = update_statistics(statistics, jnp.full((3, 2), jnp.nan), jnp.zeros(3, bool))
     for before, after in zip(statistics, empty, strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+def test_statistics_survive_huge_numbers():
+    statistics = RunningStatistics(np.zeros(2, np.float32), np.ones(2, np.float32), np.float32(0))
+    for _ in range(3):
+        statistics = jax.jit(update_statistics)(statistics, np.array([[3e38, 1.0], [1.0, 2.0]], np.float32), np.ones(2, bool))
+    assert all(np.isfinite(np.asarray(x)).all() for x in statistics)
+    np.testing.assert_allclose(statistics.mean[1], 1.5)
 
 
 def test_normalisation_by_hand():

@@ -11,8 +11,8 @@ import optax
 import pytest
 
 from surefoot.control.algorithms import ppo
-from surefoot.control.normalization import RunningStatistics
-from surefoot.control.policy import action_distribution
+from surefoot.control.policies.normalization import RunningStatistics
+from surefoot.control.policies.policy import action_distribution
 from tests.control.helpers import BOX, DISCRETE, MULTIBINARY, MULTIDISCRETE, configure, leaves, random_rollout, same, update
 
 SPACES = {"discrete": DISCRETE, "box": BOX, "multidiscrete": MULTIDISCRETE, "multibinary": MULTIBINARY}

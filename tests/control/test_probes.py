@@ -35,7 +35,7 @@ def trained(factory, steps=12_000, **options):
         return ppo.values_of(configuration, parameters, seen)
 
     def action(*observations):
-        from surefoot.control.policy import action_distribution
+        from surefoot.control.policies.policy import action_distribution
 
         seen = np.asarray(observations, np.float32)[:, None]
         parameters = {k: np.asarray(v) for k, v in learner.actor.parameters.items()}

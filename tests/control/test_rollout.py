@@ -14,8 +14,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from surefoot.control.algorithms import ppo
 from surefoot.control.environments.functional import functional_carry, functional_step, make_functional
 from surefoot.control.environments.host import HostEnvironments
+from surefoot.control.policies.spaces import describe_spaces
 from surefoot.control.rollout import HostCollector, collect_compiled
-from surefoot.control.spaces import describe_spaces
 from surefoot.errors import EnvironmentFault
 from tests.control.helpers import configure
 from tests.control.toys import Faulty, Walk
@@ -159,3 +159,48 @@ def test_faults_are_named(what, words):
     configuration = configure(num_envs=2, rollout_length=16)
     with pytest.raises(EnvironmentFault, match=words):
         collect(environments, configuration, ppo.initialize(configuration, environments.spaces, 0), length=16)
+
+
+class IntegerFlags(SyncVectorEnv):
+    """A vector environment as a user may write it: a list of rewards, integer flags, and no word on how it resets."""
+
+    metadata = {}  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__([Walk, Walk])
+        self.metadata = {}
+
+    def step(self, actions):
+        observations, rewards, terminated, truncated, info = super().step(actions)
+        return observations, rewards.tolist(), terminated.astype(int), truncated.astype(int), info
+
+
+def test_loose_types_are_made_strict_and_the_assumption_is_said():
+    environments = HostEnvironments(IntegerFlags(), name="IntegerFlags")
+    assert "autoreset_mode" in environments.notices[0]
+    environments.reset(0)
+    _, rewards, terminated, truncated, _ = environments.step(np.zeros(2, np.int32))
+    assert (rewards.dtype, terminated.dtype, truncated.dtype) == (np.float64, bool, bool)
+
+
+def test_float64_bounds_hold_after_rounding():
+    class Narrow(Walk):
+        action_space = gymnasium.spaces.Box(-0.1, 0.1, (1,), np.float64)
+
+        def step(self, action):
+            assert self.action_space.contains(action), action
+            return super().step(action)
+
+    environments = HostEnvironments(SyncVectorEnv([Narrow]), name="Narrow")
+    environments.reset(0)
+    for extreme in (-5.0, 5.0):
+        environments.step(environments.spaces.action.for_environment(np.full((1, 1), extreme, np.float32)))
+
+
+def test_one_environment_is_not_several():
+    from surefoot.control.environments.select import select_environments
+    from surefoot.errors import UsageError
+
+    shared = Walk()
+    with pytest.raises(UsageError, match="returned the same environment twice"):
+        select_environments(lambda: shared, backend="auto", num_envs=2, seed=0)

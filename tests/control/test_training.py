@@ -13,7 +13,7 @@ import pytest
 import surefoot
 from surefoot.control.configuration import RunConfiguration, TrainConfiguration
 from surefoot.control.evaluation import evaluate
-from surefoot.control.policy import load_policy
+from surefoot.control.policies.policy import load_policy
 from surefoot.control.training import EpisodeTracker, train
 from surefoot.errors import EnvironmentFault, RunError, UsageError
 from surefoot.runs.metrics import read_metrics
@@ -185,14 +185,74 @@ def test_folder_with_a_run_is_refused(tmp_path):
         train(configure(backend="gymnasium", out=str(tmp_path / "run"), total_steps=64), quiet=True)
 
 
-def test_full_disk_is_one_sentence(tmp_path):
+def test_full_disk_is_one_sentence(tmp_path, monkeypatch):
     """Metrics on a device that is always full: what Linux offers for the purpose."""
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "metrics.jsonl").symlink_to("/dev/full")
-    with pytest.raises(RunError, match="No space left on device"):
-        train(configure(backend="gymnasium", out=str(run), total_steps=128), quiet=True)
-    assert load_policy(run).spaces.observation_size == 4
+    monkeypatch.setattr("surefoot.runs.metrics.METRICS_FILE", "/dev/full")
+    with pytest.raises(RunError, match="cannot write /dev/full: No space left on device"):
+        train(configure(backend="gymnasium", out=str(tmp_path / "run"), total_steps=128), quiet=True)
+    assert load_policy(tmp_path / "run").spaces.observation_size == 4
+
+
+def test_any_failure_keeps_the_policy(tmp_path, monkeypatch):
+    """Not only the errors that surefoot knows: whatever ends the loop, what was learnt is saved."""
+
+    def fail(self, *arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr("surefoot.control.training.MetricsWriter.write", fail)
+    with pytest.raises(MemoryError):
+        train(configure(backend="gymnasium", out=str(tmp_path / "run"), total_steps=128), quiet=True)
+    assert load_policy(tmp_path / "run").description["env"] == "CartPole-v1"
+
+
+@pytest.mark.parametrize("backend", ["gymnasium", "jax"])
+def test_divergence_stops_the_run_with_the_last_finite_policy(backend, tmp_path):
+    configuration = configure(
+        backend=backend, learning_rate=1e38, adam_epsilon=1e-30, out=str(tmp_path / "run"), total_steps=640
+    )
+    with pytest.raises(
+        RunError, match=r"the update of iteration \d+ left parameters that are not finite; lower --learning-rate"
+    ):
+        train(configuration, quiet=True)
+    assert all(np.isfinite(v).all() for v in load_policy(tmp_path / "run").parameters.values())
+
+
+def test_finished_seeds_outlive_a_failed_one(tmp_path):
+    made = []
+
+    def make():
+        made.append(toys.Faulty(at=20 if len(made) >= 4 else -1))
+        return made[-1]
+
+    configuration = configure(env="make", seeds=3, out=str(tmp_path / "run"), total_steps=128)
+    with pytest.raises(EnvironmentFault):
+        train(configuration, environment=make, quiet=True)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert len(summary["seeds"]) == 1
+    assert summary["interrupted"]
+
+
+def test_a_run_that_never_began_does_not_block_its_folder(tmp_path):
+    class Broken(toys.Toy):
+        def reset(self, **options):
+            raise OSError("no display")
+
+    configuration = configure(env="Broken", out=str(tmp_path / "run"), total_steps=64)
+    with pytest.raises(EnvironmentFault, match="environment 0 of Broken raised OSError in a reset after 0 steps: no display"):
+        train(configuration, environment=Broken, quiet=True)
+    train(configuration, environment=toys.ConstantReward, quiet=True)
+
+
+def test_seeds_share_no_environments():
+    """Neighbouring seeds' environments start in different places, though environment i has a number of its own."""
+    from surefoot.control.environments.select import select_environments
+
+    starts = [
+        select_environments("CartPole-v1", backend="gymnasium-sync", num_envs=4, seed=seed).environments.reset(seed)
+        for seed in (0, 1)
+    ]
+    rows = np.concatenate(starts)
+    assert len(np.unique(rows, axis=0)) == 8
 
 
 def test_evaluation_leaves_the_run_untouched(tmp_path):
@@ -207,9 +267,9 @@ def test_evaluation_leaves_the_run_untouched(tmp_path):
 
 def test_evaluation_counts_long_episodes_too(tmp_path):
     """Episodes of 3 and 4 steps in turn: exactly half of each, though short ones end first."""
-    configuration = configure(env="Walk", out=str(tmp_path / "run"), total_steps=64)
-    train(configuration, environment=toys.Walk, quiet=True)
-    got = evaluate(tmp_path / "run", episodes=40, environment=toys.Walk)
+    configuration = configure(env="tests.control.toys:Walk", out=str(tmp_path / "run"), total_steps=64)
+    train(configuration, quiet=True)
+    got = evaluate(tmp_path / "run", episodes=40)
     assert got["mean_length"] == 3.5
     # Positions 1, 2, 3 (, 4) plus 0.1 per earlier episode of that environment, four episodes each.
     np.testing.assert_allclose(got["mean_return"], np.mean([6.0, 10 + 0.4, 6 + 0.6, 10 + 1.2]), rtol=1e-6)
@@ -277,6 +337,10 @@ def test_configuration_mistakes_are_named():
         UsageError, match=r"--minibatch-size 100 does not divide a rollout of 8 × 256 = 2048 steps; 128 is the nearest"
     ):
         TrainConfiguration(run(), ppo=replace(configure().ppo, minibatch_size=100))
+    with pytest.raises(UsageError, match="--reward-clip must be positive and finite, but is inf"):
+        configure(reward_clip=float("inf"))
+    with pytest.raises(UsageError, match="--seed must lie between 0 and 2147483647, but runs from 2147483647 to 2147483648"):
+        run(seed=2**31 - 1, seeds=2)
     with pytest.raises(UsageError, match="--num-envs must be at least 1, but is 0"):
         run(num_envs=0)
     with pytest.raises(UsageError, match=r"--discount must lie between 0 and 1, but is 1\.2"):

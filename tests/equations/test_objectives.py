@@ -74,6 +74,18 @@ def test_surrogate_gradient_is_the_policy_gradient(library):
     np.testing.assert_allclose(library.gradient(surrogate, log_probabilities), expected, rtol=1e-7)
 
 
+@pytest.mark.parametrize("library", AUTOGRAD, ids=lambda library: library.name)
+def test_overflowing_ratios_leave_gradients_finite(library):
+    """A ratio of e^200 on a good action is clipped: its gradient is 0, not 0 · ∞."""
+    old, advantages = library.convert(np.zeros(2, np.float32)), library.convert(np.array([1.0, 0.0], np.float32))
+
+    def surrogate(x):
+        ratio = importance_ratio(log_probabilities=x, behavior_log_probabilities=old)
+        return clipped_surrogate(ratio=ratio, advantages=advantages, clip_range=0.2)
+
+    np.testing.assert_array_equal(library.gradient(surrogate, np.array([200.0, 200.0], np.float32)), [0.0, 0.0])
+
+
 def test_kl_estimators(library):
     """Over all outcomes of two categoricals, weighted with p: E[k1] = E[k3] = KL; k2 is close and never negative."""
     p, q = np.array([0.5, 0.3, 0.2]), np.array([0.4, 0.4, 0.2])

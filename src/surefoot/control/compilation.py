@@ -68,7 +68,6 @@ def compile_all(programs: dict[str, tuple[Any, tuple[Any, ...]]]) -> dict[str, A
 
     Returns:
         the compiled programs by the same names.
-
     """
     with ThreadPoolExecutor(max(1, len(programs))) as threads:
         futures: dict[str, Future[Any]] = {

@@ -54,7 +54,10 @@ class RunConfiguration:
         for name in ("total_steps", "num_envs", "rollout_length", "seeds"):
             value = getattr(self, name)
             _require(value >= 1, f"--{name.replace('_', '-')} must be at least 1, but is {value}")
-        _require(0 <= self.seed < 2**31, f"--seed must lie between 0 and 2147483647, but is {self.seed}")
+        last = self.seed + self.seeds - 1
+        _require(
+            self.seed >= 0 and last < 2**31, f"--seed must lie between 0 and 2147483647, but runs from {self.seed} to {last}"
+        )
 
     @property
     def iterations(self) -> int:
@@ -99,8 +102,9 @@ class NormalizationConfiguration:
     """Normalised rewards are clipped to ± this."""
 
     def __post_init__(self) -> None:
-        _require(self.observation_clip > 0, f"--observation-clip must be positive, but is {self.observation_clip}")
-        _require(self.reward_clip > 0, f"--reward-clip must be positive, but is {self.reward_clip}")
+        for name in ("observation_clip", "reward_clip"):
+            value = getattr(self, name)
+            _require(0 < value < math.inf, f"--{name.replace('_', '-')} must be positive and finite, but is {value}")
 
 
 @dataclass(frozen=True)
@@ -155,13 +159,13 @@ class PPOConfiguration:
             _require(0 < value < math.inf, f"--{name.replace('_', '-')} must be positive, but is {value}")
         for name in ("max_gradient_norm", "value_clip_range", "target_kl"):
             value = getattr(self, name)
-            _require(value is None or value > 0, f"--{name.replace('_', '-')} must be positive or none, but is {value}")
+            good = value is None or 0 < value < math.inf
+            _require(good, f"--{name.replace('_', '-')} must be positive and finite, or none, but is {value}")
         for name in ("discount", "trace_decay"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"--{name.replace('_', '-')} must lie between 0 and 1, but is {value}")
-        _require(
-            self.entropy_coefficient >= 0, f"--entropy-coefficient must not be negative, but is {self.entropy_coefficient}"
-        )
+        good = 0 <= self.entropy_coefficient < math.inf
+        _require(good, f"--entropy-coefficient must be finite and not negative, but is {self.entropy_coefficient}")
 
 
 @dataclass(frozen=True)

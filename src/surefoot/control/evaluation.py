@@ -10,13 +10,13 @@ import numpy as np
 from surefoot.control.configuration import Backend
 from surefoot.control.environments.host import HostEnvironments
 from surefoot.control.environments.pool import Pool
-from surefoot.control.environments.select import Environment, select_environments
-from surefoot.control.policy import Policy, load_policy
+from surefoot.control.environments.select import Environment, names_callable, select_environments
+from surefoot.control.policies.policy import Policy, load_policy
 from surefoot.errors import UsageError
 
 CONCURRENT = 10
-EVALUATION_SEED = 1_000_000
-"""Evaluation's seeds start here, away from those that training uses."""
+EVALUATION_SEED = 2**31
+"""Evaluation's seeds start here, where those of training end."""
 
 
 def evaluate(
@@ -44,16 +44,20 @@ def evaluate(
 
     Raises:
         UsageError: there is no policy, no such environment, or its spaces are not the policy's.
-
     """
     if episodes < 1:
         raise UsageError(f"--episodes must be at least 1, but is {episodes}")
+    if not 0 <= seed < 2**31:
+        raise UsageError(f"--seed must lie between 0 and 2147483647, but is {seed}")
     policy = load_policy(run)
     name = str(policy.description["env"])
     if backend == "jax":
         raise UsageError("--backend jax does not evaluate; take gymnasium-sync, gymnasium or envpool")
+    target: Environment = environment or name
+    if backend == "gymnasium-sync" and (callable(target) or names_callable(target)):
+        backend = "auto"  # a callable decides by what it returns
     selection = select_environments(
-        environment or name, backend=backend, num_envs=min(episodes, CONCURRENT), seed=EVALUATION_SEED + seed
+        target, backend=backend, num_envs=min(episodes, CONCURRENT), seed=EVALUATION_SEED + seed, exactly=False
     )
     environments = selection.environments
     if isinstance(environments, Pool):

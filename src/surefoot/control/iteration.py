@@ -23,10 +23,10 @@ from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.environments.functional import FunctionalEnvironment, functional_carry, functional_step
 from surefoot.control.environments.host import HostEnvironments, describe_fault
 from surefoot.control.environments.pool import Pool
+from surefoot.control.policies.spaces import Spaces
 from surefoot.control.rollout import NOISES, Actor, HostCollector, Rollout, collect_compiled
-from surefoot.control.spaces import Spaces
 from surefoot.equations._library import Array
-from surefoot.errors import EnvironmentFault
+from surefoot.errors import EnvironmentFault, RunError
 
 Seconds = dict[str, float]
 
@@ -64,8 +64,11 @@ class Iteration(Protocol):
 
         Raises:
             EnvironmentFault: an environment failed; the learner is as it was before.
-
         """
+        ...
+
+    def learners(self) -> list[ppo.Learner]:
+        """The learner of each seed as it is now, in NumPy."""
         ...
 
     def close(self) -> None:
@@ -121,8 +124,12 @@ def start_update(
 
 def whole_update(
     configuration: TrainConfiguration, spaces: Spaces, learner: ppo.Learner, rollout: Rollout, schedule: ppo.Schedule
-) -> tuple[ppo.Learner, ppo.Metrics, Faults]:
-    """The update in one piece: what the pieces that run side by side compute, one after the other."""
+) -> tuple[ppo.Learner, ppo.Metrics, Faults, Array]:
+    """The update in one piece: what the pieces that run side by side compute, one after the other.
+
+    Returns:
+        the learner, the metrics, the rollout's faults, and whether every parameter is still finite.
+    """
     learner, data, samples, orders, metrics, faults = start_update(configuration, spaces, learner, rollout)
 
     def one_pass(
@@ -139,23 +146,39 @@ def whole_update(
     else:
         # A scan, so that the pass is compiled once whatever the number of epochs.
         state, per_pass = jax.lax.scan(
-            lambda s, o: one_pass(s, o, ppo.estimate(configuration, s[1].parameters, data)[0]), state, jnp.stack(orders)
+            lambda s, o: one_pass(s, o, ppo.estimate(configuration, s[1].parameters, data, samples.values)[0]),
+            state,
+            jnp.stack(orders),
         )
         sums = jax.tree.map(lambda x: x.sum(axis=0), per_pass)
     metrics = metrics | mean_metrics(sums[0]) | mean_metrics(sums[1])
-    return learner._replace(actor=state[0], critic=state[1]), metrics, faults
+    finite = still_finite(*sums, passes=len(orders))
+    return learner._replace(actor=state[0], critic=state[1]), metrics, faults, finite
+
+
+def still_finite(of_actor: ppo.Metrics, of_critic: ppo.Metrics, *, passes: int) -> Array:
+    """Whether actor and critic ended every pass with finite parameters."""
+    return (of_actor["finite"] == passes) & (of_critic["finite"] == passes)
+
+
+def diverged(configuration: TrainConfiguration, number: int) -> RunError:
+    """The error for an update that left numbers that are not finite."""
+    return RunError(
+        f"the update of iteration {number + 1} left parameters that are not finite; lower --learning-rate"
+        f" ({configuration.ppo.learning_rate:g}) or set --max-gradient-norm and --target-kl; the policy from before it is kept"
+    )
 
 
 def mean_metrics(sums: ppo.Metrics) -> ppo.Metrics:
     """Sums over minibatches to means over those that were looked at, of which there is at least one."""
-    return {name: value / sums["minibatches"] for name, value in sums.items() if name != "minibatches"}
+    return {name: value / sums["minibatches"] for name, value in sums.items() if name not in ("minibatches", "finite")}
 
 
-def time_inference(actor: Actor, learner: ppo.Learner, *, envs: int, length: int) -> float:
-    """Seconds that the policy alone takes for a rollout inside a compiled program, measured once.
+def inference_program(actor: Actor, learner: ppo.Learner, *, envs: int, length: int) -> tuple[Any, tuple[Any, ...]]:
+    """A program that does the policy's part of a rollout alone, and its arguments, for :func:`compile_all`.
 
     Inside a compiled rollout nobody can look at a clock between environment and policy, so the policy's share is
-    measured here, and the environment's is the rest.
+    measured by itself, once, and the environment's is the rest.
     """
 
     def infer(parameters: Any, statistics: Any, observations: Array, key: Array) -> Array:
@@ -168,13 +191,11 @@ def time_inference(actor: Actor, learner: ppo.Learner, *, envs: int, length: int
 
         return jax.lax.scan(step, observations, noises)[0]
 
-    arguments = (
-        learner.actor.parameters,
-        learner.observations,
-        np.zeros((envs, actor.spaces.observation_size), np.float32),
-        learner.key,
-    )
-    program = jax.jit(infer).lower(*arguments).compile()
+    observations = np.zeros((envs, actor.spaces.observation_size), np.float32)
+    return jax.jit(infer), (learner.actor.parameters, learner.observations, observations, learner.key)
+
+
+def _fastest(program: Any, arguments: tuple[Any, ...]) -> float:
     return min(_timed(lambda: jax.block_until_ready(program(*arguments))) for _ in range(5))
 
 
@@ -193,23 +214,23 @@ class SplitIteration:
         run, actor = configuration.run, ppo.actor_of(configuration, environments.spaces)
         self.learner = ppo.initialize(configuration, spaces, seed)
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="critic")
-        self._compile(HostEnvironments if isinstance(environments, HostEnvironments) else Pool)
         self._shape = (run.rollout_length, run.num_envs, spaces.observation_size)
         self._inference = 0.0
+        self._compile(actor)
         if isinstance(environments, Pool):
             with environments.precision(), not_cached():
                 self._carry, step = environments.start()
                 collect = jax.jit(partial(collect_compiled, actor, step, length=run.rollout_length))
                 arguments = (self._carry, self.learner.actor.parameters, self.learner.observations, self.learner.key)
                 self._collect = collect.lower(*arguments).compile()
-            self._inference = time_inference(actor, self.learner, envs=run.num_envs, length=run.rollout_length)
         else:
             self._collector = HostCollector(actor, environments, length=run.rollout_length, seed=seed)
 
-    def _compile(self, kind: type) -> None:
+    def _compile(self, actor: Actor) -> None:
         configuration, spaces, learner = self._configuration, self.spaces, self.learner
         settings = configuration.ppo
-        finals = kind is HostEnvironments and not self._environments.next_step  # type: ignore[union-attr]
+        on_host = isinstance(self._environments, HostEnvironments)
+        finals = on_host and not self._environments.next_step  # type: ignore[union-attr]
         rollout = rollout_shapes(configuration, spaces, finals=finals)
         start = jax.jit(partial(start_update, configuration, spaces))
         _, data, samples, orders, _, _ = jax.eval_shape(start, learner, rollout)
@@ -226,8 +247,16 @@ class SplitIteration:
             ),
         }
         if settings.recompute_advantages:
-            programs["estimate"] = (jax.jit(partial(ppo.estimate, configuration)), (learner.critic.parameters, data))
+            programs["estimate"] = (
+                jax.jit(partial(ppo.estimate, configuration)),
+                (learner.critic.parameters, data, samples.values),
+            )
+        if not on_host:
+            run = configuration.run
+            programs["infer"] = inference_program(actor, learner, envs=run.num_envs, length=run.rollout_length)
         self._programs = compile_all(programs)
+        if not on_host:
+            self._inference = _fastest(self._programs["infer"], programs["infer"][1])
 
     def _rollout(self) -> tuple[Rollout, Seconds]:
         learner = self.learner
@@ -253,7 +282,7 @@ class SplitIteration:
         sums: list[list[ppo.Metrics]] = [[], []]
         for i, order in enumerate(orders):
             if i > 0:
-                samples, _ = programs["estimate"](critic.parameters, data)
+                samples, _ = programs["estimate"](critic.parameters, data, samples.values)
             # The two programs run at the same time only if two threads run them.
             of_critic = self._threads.submit(
                 lambda *a: jax.block_until_ready(programs["critic"](*a)), critic, samples, order, schedule
@@ -262,12 +291,18 @@ class SplitIteration:
             critic, critic_sums = of_critic.result()
             sums[0].append(of_actor)
             sums[1].append(critic_sums)
-        self.learner = learner._replace(actor=actor, critic=critic)
         totals = [{k: np.sum([np.asarray(s[k]) for s in group], axis=0) for k in group[0]} for group in sums]
+        if not still_finite(*totals, passes=len(orders)):
+            raise diverged(self._configuration, number)
+        self.learner = learner._replace(actor=actor, critic=critic)
         metrics = metrics | mean_metrics(totals[0]) | mean_metrics(totals[1])
         seconds["update"] = time.perf_counter() - start
         report = jax.tree.map(lambda x: np.asarray(x)[None], report_of(metrics, rollout))
         return Outcome(**report, seconds=seconds)
+
+    def learners(self) -> list[ppo.Learner]:
+        """See :class:`Iteration`."""
+        return [jax.tree.map(np.asarray, self.learner)]
 
     def close(self) -> None:
         """Release environments and threads."""
@@ -319,36 +354,44 @@ class FusedIteration:
 
         def iterate(learner: ppo.Learner, carry: Any, schedule: ppo.Schedule) -> tuple[Any, ...]:
             carry, rollout = rollout_of(learner, carry)
-            learner, metrics, faults = whole_update(configuration, spaces, learner, rollout, schedule)
-            return learner, carry, report_of(metrics, rollout), faults
+            learner, metrics, faults, finite = whole_update(configuration, spaces, learner, rollout, schedule)
+            return learner, carry, report_of(metrics, rollout), faults, finite
 
         schedule = ppo.schedule_at(configuration, 0)
-        programs = compile_all(
-            {
-                "iterate": (jax.jit(jax.vmap(iterate, in_axes=(0, 0, None))), (self.learner, self._carry, schedule)),
-                "rollout": (jax.jit(jax.vmap(rollout_of)), (self.learner, self._carry)),
-            }
-        )
+        everyone = (self.learner, self._carry)
+        sources = {
+            "iterate": (jax.jit(jax.vmap(iterate, in_axes=(0, 0, None))), (*everyone, schedule)),
+            "rollout": (jax.jit(jax.vmap(rollout_of)), everyone),
+            "infer": inference_program(actor, learners[0], envs=run.num_envs * len(seeds), length=run.rollout_length),
+        }
+        programs = compile_all(sources)
         self._iterate = programs["iterate"]
-        alone = [_timed(lambda: jax.block_until_ready(programs["rollout"](self.learner, self._carry))) for _ in range(3)]
-        self._rollout_seconds = min(alone)
-        self._inference = min(
-            time_inference(actor, learners[0], envs=run.num_envs * len(seeds), length=run.rollout_length), min(alone)
-        )
+        self._rollout_seconds = _fastest(programs["rollout"], everyone)
+        self._inference = min(_fastest(programs["infer"], sources["infer"][1]), self._rollout_seconds)
 
     def run(self, number: int) -> Outcome:
         """See :class:`Iteration`."""
         start = time.perf_counter()
-        learner, carry, report, faults = self._iterate(self.learner, self._carry, ppo.schedule_at(self._configuration, number))
-        report, faults = jax.tree.map(np.asarray, (report, faults))
+        learner, carry, report, faults, finite = self._iterate(
+            self.learner, self._carry, ppo.schedule_at(self._configuration, number)
+        )
+        report, faults, finite = jax.tree.map(np.asarray, (report, faults, finite))
         for i in range(len(faults.observation)):
             raise_faults(Faults(*(f[i] for f in faults)), self._name, self._shape, number)
+        if not finite.all():
+            raise diverged(self._configuration, number)
         self.learner, self._carry = learner, carry
         total = time.perf_counter() - start
         collected = min(self._rollout_seconds, total)
         inference = min(self._inference, collected)
         parts = {"environment": collected - inference, "inference": inference, "update": total - collected}
         return Outcome(**report, seconds=parts)
+
+    def learners(self) -> list[ppo.Learner]:
+        """See :class:`Iteration`."""
+        everyone = jax.tree.map(np.asarray, self.learner)
+        take = lambda i: jax.tree.map(lambda x: x[i], everyone)  # noqa: E731
+        return [take(i) for i in range(len(everyone.iteration))]
 
     def close(self) -> None:
         """Nothing to release."""

@@ -29,7 +29,6 @@ def shuffled_minibatches(key: Array, count: int, *, epochs: int, minibatch_size:
 
     Returns:
         sample numbers, shape (epochs · count / minibatch_size, minibatch_size).
-
     """
     bits = max(1, math.ceil(math.log2(count)))
     if bits > INDEX_BITS:

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from surefoot.control.environments.host import HostEnvironments
-from surefoot.control.normalization import RunningStatistics, normalize
-from surefoot.control.policy import action_distribution, draw_noise
-from surefoot.control.spaces import Spaces
+from surefoot.control.policies.normalization import RunningStatistics, normalize
+from surefoot.control.policies.policy import action_distribution, draw_noise
+from surefoot.control.policies.spaces import Spaces
 from surefoot.equations._library import Array
 
 
@@ -119,7 +119,6 @@ def collect_compiled(
         same input.
         key: the learner's; this rollout's share of it is used.
         length: T.
-
     """
     envs = carry.observations.shape[0]
     key = split_key(key).actions
@@ -155,7 +154,6 @@ class HostCollector:
 
         Raises:
             EnvironmentFault: an environment raised or returned a number that is not finite.
-
         """
         actor, environments, length, envs = self._actor, self._environments, self._length, self._environments.num_envs
         action_space = actor.spaces.action

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections import deque
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from surefoot.control.algorithms import ppo
@@ -20,85 +15,15 @@ from surefoot.control.compilation import use_persistent_cache
 from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.environments.functional import FunctionalEnvironment
 from surefoot.control.environments.select import Environment, Selection, environment_name, select_environments
+from surefoot.control.episodes import EpisodeTracker
 from surefoot.control.iteration import FusedIteration, Iteration, Outcome, SplitIteration
-from surefoot.control.policy import Policy
-from surefoot.control.spaces import Spaces, describe_spaces
-from surefoot.errors import RunError
+from surefoot.control.policies.policy import Policy
+from surefoot.control.policies.spaces import Spaces, describe_spaces
 from surefoot.runs.directory import CONFIGURATION_FILE, SUMMARY_FILE, create_run_folder, write_json
 from surefoot.runs.metrics import MetricsWriter
 from surefoot.runs.progress import Progress
 from surefoot.runs.statistics import summarize_seeds
-
-RECENT_EPISODES = 100
-
-
-class EpisodeTracker:
-    """Returns and lengths of finished episodes, from rollouts as they come."""
-
-    def __init__(self, num_envs: int) -> None:
-        self._returns, self._lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
-        self.recent: deque[float] = deque(maxlen=RECENT_EPISODES)
-        self.finished = 0
-
-    @property
-    def mean_return(self) -> float | None:
-        """Over the last 100 finished episodes; None before the first."""
-        return float(np.mean(self.recent)) if self.recent else None
-
-    def take(self, rewards: np.ndarray, ended: np.ndarray, valid: np.ndarray) -> dict[str, float | None]:
-        """Take in a rollout, each array of shape (T, N); returns the metrics of the episodes that it finished."""
-        rewards, counts = np.where(valid, rewards, 0.0), valid.astype(np.int64)
-        ends = ended & valid
-        returns, lengths = np.cumsum(rewards, axis=0, dtype=np.float64), np.cumsum(counts, axis=0)
-        finished_returns: list[tuple[int, float, int]] = []
-        for env in np.flatnonzero(ends.any(axis=0)):
-            rows = np.flatnonzero(ends[:, env])
-            totals = np.diff(returns[rows, env], prepend=-self._returns[env])
-            spans = np.diff(lengths[rows, env], prepend=-self._lengths[env])
-            finished_returns += zip(rows.tolist(), totals.tolist(), spans.tolist(), strict=True)
-            self._returns[env] = returns[-1, env] - returns[rows[-1], env]
-            self._lengths[env] = lengths[-1, env] - lengths[rows[-1], env]
-        going = ~ends.any(axis=0)
-        self._returns[going] += returns[-1, going]
-        self._lengths[going] += lengths[-1, going]
-        finished_returns.sort()  # in the order of time, so that "the last 100" means it
-        self.recent.extend(value for _, value, _ in finished_returns)
-        self.finished += len(finished_returns)
-        done = np.asarray([(value, span) for _, value, span in finished_returns])
-        return {
-            "episode/return_mean": float(done[:, 0].mean()) if len(done) else None,
-            "episode/return_min": float(done[:, 0].min()) if len(done) else None,
-            "episode/return_max": float(done[:, 0].max()) if len(done) else None,
-            "episode/length_mean": float(done[:, 1].mean()) if len(done) else None,
-            "episode/finished": float(len(done)),
-            "episode/return_mean_recent": self.mean_return,
-        }
-
-
-class StopRequest:
-    """Ctrl-C and SIGTERM: the first finishes the iteration, the second stops at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    @contextmanager
-    def listening(self) -> Iterator[StopRequest]:
-        """Take over both signals; outside the main thread, where Python cannot, leave them as they are."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-
-        def stop(number: int, frame: Any) -> None:
-            if self.signal is not None:
-                raise KeyboardInterrupt
-            self.signal = number
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+from surefoot.runs.stopping import StopRequest
 
 
 def train(
@@ -125,7 +50,6 @@ def train(
     Raises:
         UsageError: something in the configuration cannot be used.
         RunError: an environment failed or the disk is full; what was learnt before is saved where that is possible.
-
     """
     started = time.time() if started is None else started
     run = configuration.run
@@ -135,41 +59,49 @@ def train(
     selection = select_environments(wanted, backend=run.backend, num_envs=run.num_envs, seed=run.seed)
     folder = create_run_folder(run.out, name=f"ppo-{environment_name(wanted)}")
     write_json(folder / CONFIGURATION_FILE, configuration.as_dict())
-    stop = StopRequest()
-    with stop.listening():
-        if len(seeds) == 1 or isinstance(selection.environments, FunctionalEnvironment):
-            results = _train_together(configuration, selection, folder, seeds, quiet=quiet, started=started, stop=stop)
-        else:
-            results = []
-            for i, seed in enumerate(seeds):
-                if i > 0:
-                    started = time.time()
-                    selection = select_environments(wanted, backend=run.backend, num_envs=run.num_envs, seed=seed)
-                single = replace(configuration, run=replace(run, seed=seed, seeds=1))
-                below = folder / f"seed-{seed}"
-                below.mkdir(exist_ok=True)
-                write_json(below / CONFIGURATION_FILE, single.as_dict())
-                results += _train_together(single, selection, below, [seed], quiet=quiet, started=started, stop=stop)
-                if stop.signal is not None:
-                    break
-    if len(seeds) == 1:
-        return results[0]
+    with StopRequest().listening() as stop:
+        if len(seeds) == 1:
+            return _train_together(configuration, selection, {run.seed: folder}, quiet=quiet, started=started, stop=stop)[0]
+        folders = {seed: folder / f"seed-{seed}" for seed in seeds}
+        results: list[dict[str, Any]] = []
+        try:
+            if isinstance(selection.environments, FunctionalEnvironment):
+                results = _train_together(configuration, selection, folders, quiet=quiet, started=started, stop=stop)
+            else:
+                for seed, below in folders.items():
+                    if results:
+                        started = time.time()
+                        selection = select_environments(wanted, backend=run.backend, num_envs=run.num_envs, seed=seed)
+                    results += _train_together(configuration, selection, {seed: below}, quiet=quiet, started=started, stop=stop)
+                    if stop.signal is not None:
+                        break
+        finally:
+            # A seed that fails takes nothing from those that finished.
+            if results:
+                overall = _summarize(results, folder, wanted=len(seeds), together=selection.backend == "jax")
+                write_json(folder / SUMMARY_FILE, overall)
+    return overall
+
+
+def _summarize(results: list[dict[str, Any]], folder: Path, *, wanted: int, together: bool) -> dict[str, Any]:
+    """Several seeds' results as one; ``together`` if they shared one program and so their seconds."""
     reached = [r["mean_return"] for r in results if r["mean_return"] is not None]
-    overall = {
+    seconds, startup = (
+        max(r[name] for r in results) if together else sum(r[name] for r in results) for name in ("seconds", "startup_seconds")
+    )
+    steps = sum(r["total_steps"] for r in results)
+    return {
         **results[0],
-        "total_steps": sum(r["total_steps"] for r in results),
-        "seconds": max(r["seconds"] for r in results) if selection.backend == "jax" else sum(r["seconds"] for r in results),
-        "startup_seconds": sum(r["startup_seconds"] for r in results) / (len(results) if selection.backend == "jax" else 1),
+        "total_steps": steps,
+        "seconds": seconds,
+        "startup_seconds": startup,
+        "steps_per_second": steps / (seconds - startup) if seconds > startup else None,
         "mean_return": float(np.mean(reached)) if reached else None,
         "run": str(folder),
-        "interrupted": any(r["interrupted"] for r in results),
+        "interrupted": len(results) < wanted or any(r["interrupted"] for r in results),
         "seeds": results,
         "summary": summarize_seeds(reached).as_dict() if reached else None,
     }
-    training = overall["seconds"] - overall["startup_seconds"]
-    overall["steps_per_second"] = overall["total_steps"] / training if training > 0 else None
-    write_json(folder / SUMMARY_FILE, overall)
-    return overall
 
 
 def make_iteration(configuration: TrainConfiguration, selection: Selection, seeds: list[int]) -> tuple[Iteration, Spaces]:
@@ -185,30 +117,26 @@ def make_iteration(configuration: TrainConfiguration, selection: Selection, seed
 def _train_together(
     configuration: TrainConfiguration,
     selection: Selection,
-    folder: Path,
-    seeds: list[int],
+    folders: dict[int, Path],
     *,
     quiet: bool,
     started: float,
     stop: StopRequest,
 ) -> list[dict[str, Any]]:
-    """Train one seed, or several in one program."""
-    run = configuration.run
-    several = len(seeds) > 1
-    folders = [folder / f"seed-{seed}" for seed in seeds] if several else [folder]
-    iteration, spaces = make_iteration(configuration, selection, seeds)
-    trackers = [EpisodeTracker(run.num_envs) for _ in seeds]
-    acted, completed, failure = [0] * len(seeds), 0, None
+    """Train the seeds that ``folders`` names: one, or several in one program."""
+    run, count = configuration.run, len(folders)
+    iteration, spaces = make_iteration(configuration, selection, list(folders))
+    trackers = [EpisodeTracker(run.num_envs) for _ in folders]
+    acted, completed = [0] * count, 0
     per_iteration = run.num_envs * run.rollout_length
     with ExitStack() as stack:
         stack.callback(iteration.close)
         writers = []
-        for seed, below in zip(seeds, folders, strict=True):
-            below.mkdir(exist_ok=True)
-            if several:
-                write_json(below / CONFIGURATION_FILE, replace(configuration, run=replace(run, seed=seed, seeds=1)).as_dict())
+        for seed, below in folders.items():
+            single = replace(configuration, run=replace(run, seed=seed, seeds=1, out=str(below)))
+            write_json(below / CONFIGURATION_FILE, single.as_dict())
             writers.append(stack.enter_context(MetricsWriter(below, tensorboard=run.tensorboard)))
-        label = f"ppo {run.env}" + (f" × {len(seeds)} seeds" if several else "")
+        label = f"ppo {run.env}" + (f" × {count} seeds" if count > 1 else "")
         progress = stack.enter_context(Progress(label, run.iterations * per_iteration, quiet=quiet))
         for notice in selection.notices:
             progress.say(notice)
@@ -224,10 +152,8 @@ def _train_together(
                 for i, (tracker, writer) in enumerate(zip(trackers, writers, strict=True)):
                     real = int(outcome.valid[i].sum())
                     acted[i] += real
-                    line = _report(outcome, i, tracker, seconds=seconds, real=real, schedule=schedule)
-                    writer.write(
-                        acted[i], {"iteration": completed, "steps": acted[i], "slots": completed * per_iteration, **line}
-                    )
+                    counts = {"iteration": completed, "steps": acted[i], "slots": completed * per_iteration}
+                    writer.write(acted[i], counts | _report(outcome, i, tracker, seconds=seconds, real=real, schedule=schedule))
                 known = [t.mean_return for t in trackers if t.mean_return is not None]
                 rate = sum(acted) / (time.perf_counter() - start)
                 progress.update(
@@ -235,31 +161,23 @@ def _train_together(
                 )
                 if stop.signal is not None:
                     break
-        except RunError as error:
-            failure = error
-        trained = time.perf_counter() - start
-        for i, below in enumerate(folders):
-            _policy_of(
-                configuration,
-                spaces,
-                selection.backend,
-                iteration.learner,
-                i if several or selection.backend == "jax" else None,
-                acted[i],
-            ).save(below)
-    if failure is not None:
-        raise failure
+        finally:
+            # On every way out, a failed environment or a second Ctrl-C included: the learner is that of the last whole
+            # iteration.
+            trained = time.perf_counter() - start
+            for learner, below, steps in zip(iteration.learners(), folders.values(), acted, strict=True):
+                _policy_of(configuration, spaces, selection.backend, learner, steps).save(below)
     results = []
-    for i, below in enumerate(folders):
+    for below, steps, tracker in zip(folders.values(), acted, trackers, strict=True):
         result = {
             "algorithm": "ppo",
             "env": run.env,
             "backend": selection.backend,
-            "total_steps": acted[i],
+            "total_steps": steps,
             "seconds": startup + trained,
             "startup_seconds": startup,
-            "steps_per_second": acted[i] / trained if trained > 0 else None,
-            "mean_return": trackers[i].mean_return,
+            "steps_per_second": steps / trained if trained > 0 else None,
+            "mean_return": tracker.mean_return,
             "run": str(below),
             "interrupted": completed < run.iterations,
         }
@@ -282,12 +200,7 @@ def _report(
     return report
 
 
-def _policy_of(
-    configuration: TrainConfiguration, spaces: Spaces, backend: str, learner: ppo.Learner, index: int | None, steps: int
-) -> Policy:
-    if index is not None:
-        learner = jax.tree.map(lambda x: x[index], learner)
-    learner = jax.tree.map(np.asarray, learner)
+def _policy_of(configuration: TrainConfiguration, spaces: Spaces, backend: str, learner: ppo.Learner, steps: int) -> Policy:
     normalizes = configuration.normalization.normalize_observations
     return Policy(
         spaces=spaces,

@@ -20,7 +20,6 @@ def namespace(*arrays: Array) -> Any:
 
     Raises:
         TypeError: arrays of two libraries were mixed, or none is an array.
-
     """
     return array_api_compat.array_namespace(*(a for a in arrays if a is not None and not isinstance(a, int | float)))
 
@@ -80,7 +79,6 @@ def reverse_linear_recurrence(*, coefficients: Array, terms: Array) -> Array:
 
     Returns:
         y_t, shape (T, …).
-
     """
     if array_api_compat.is_jax_array(terms):
         import jax

@@ -56,7 +56,6 @@ class Categorical:
             nor a gradient. At least one action must be allowed: where none is, the distribution is uniform over all.
 
     Source: the Gumbel-max form of sampling: Gumbel, Statistical Theory of Extreme Values (1954).
-
     """
 
     logits: Float[Array, "*batch n"]
@@ -107,7 +106,6 @@ class DiagonalGaussian:
     Args:
         mean: μ, shape (…, d).
         log_std: log σ, shape (d,) where it does not depend on the state (the field's default), or (…, d).
-
     """
 
     mean: Float[Array, "*batch d"]
@@ -152,7 +150,6 @@ class MultiCategorical:
 
     Raises:
         ValueError: the sizes do not add up to the number of logits.
-
     """
 
     logits: Float[Array, "*batch n"]
@@ -202,7 +199,6 @@ class Bernoulli:
 
     Args:
         logits: z, shape (…, d).
-
     """
 
     logits: Float[Array, "*batch d"]

@@ -25,7 +25,6 @@ def kl_k1(log_ratio: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
 
     Returns:
         one term per sample, in nats.
-
     """
     return -log_ratio
 
@@ -38,7 +37,6 @@ def kl_k2(log_ratio: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
 
     Returns:
         one term per sample, in nats, never negative.
-
     """
     return 0.5 * log_ratio**2
 
@@ -51,6 +49,5 @@ def kl_k3(log_ratio: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
 
     Returns:
         one term per sample, in nats, never negative.
-
     """
     return namespace(log_ratio).expm1(log_ratio) - log_ratio

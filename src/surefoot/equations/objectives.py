@@ -33,7 +33,6 @@ def clipped_surrogate(
         ValueError: ε is not positive.
 
     Source: Schulman et al., Proximal Policy Optimization Algorithms (2017), equation 7.
-
     """
     if isinstance(clip_range, int | float) and clip_range <= 0:
         raise ValueError(f"clip_range must be positive, but is {clip_range}")
@@ -58,7 +57,6 @@ def squared_value_loss(*, values: Float[Array, "*batch"], targets: Float[Array, 
         one term per sample, in squared reward units.
 
     Source: Sutton and Barto, Reinforcement Learning (2018), equation 9.4 for the gradient.
-
     """
     return 0.5 * (values - stop_gradient(targets)) ** 2
 
@@ -89,7 +87,6 @@ def clipped_value_loss(
         ValueError: ε is not positive.
 
     Source: the authors' code of Schulman et al. (2017); it is not in the paper.
-
     """
     if isinstance(clip_range, int | float) and clip_range <= 0:
         raise ValueError(f"clip_range must be positive, but is {clip_range}")
@@ -117,7 +114,6 @@ def masked_sum(
 
     Returns:
         the sum, in the unit of the terms, and the count as a number of the same dtype.
-
     """
     xp = namespace(terms)
     if valid is None:
@@ -136,7 +132,6 @@ def masked_mean(terms: Float[Array, "*batch"], valid: Bool[Array, "*batch"] | No
     Returns:
         Σ terms / max(number of terms, 1), in the unit of the terms. Correct only where one device sees the whole
         batch; elsewhere combine the pairs of :func:`masked_sum` first.
-
     """
     total, count = masked_sum(terms, valid)
     return total / namespace(terms).where(count > 0, count, 0 * count + 1)

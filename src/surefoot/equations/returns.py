@@ -62,7 +62,6 @@ def temporal_difference_residuals(
         ValueError: γ lies outside [0, 1].
 
     Source: Sutton and Barto, Reinforcement Learning (2018), equation 6.5.
-
     """
     _check_fraction("discount", discount)
     xp = namespace(rewards, values)
@@ -107,7 +106,6 @@ def generalized_advantages(
 
     Source: Schulman et al., High-Dimensional Continuous Control Using Generalized Advantage Estimation (2016),
     equation 16.
-
     """
     _check_fraction("trace_decay", trace_decay)
     residuals = temporal_difference_residuals(
@@ -183,7 +181,6 @@ def discounted_returns(
         ValueError: γ lies outside [0, 1].
 
     Source: Sutton and Barto (2018), equation 3.9, with a bootstrap at cuts.
-
     """
     _check_fraction("discount", discount)
     xp = namespace(rewards)
@@ -230,7 +227,6 @@ def n_step_returns(
         ValueError: γ lies outside [0, 1] or ``steps`` is below 1.
 
     Source: Sutton and Barto (2018), equation 7.1.
-
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, but is {steps}")

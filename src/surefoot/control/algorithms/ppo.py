@@ -21,12 +21,12 @@ import numpy as np
 import optax
 
 from surefoot.control.configuration import TrainConfiguration
-from surefoot.control.networks import Parameters, draw_network, evaluate_network
-from surefoot.control.normalization import RunningStatistics, normalize, running_returns, update_statistics
 from surefoot.control.permutation import shuffled_minibatches
-from surefoot.control.policy import action_distribution
+from surefoot.control.policies.networks import Parameters, draw_network, evaluate_network
+from surefoot.control.policies.normalization import RunningStatistics, normalize, running_returns, update_statistics
+from surefoot.control.policies.policy import action_distribution
+from surefoot.control.policies.spaces import Spaces
 from surefoot.control.rollout import Actor, Rollout, split_key
-from surefoot.control.spaces import Spaces
 from surefoot.equations import (
     clipped_surrogate,
     clipped_value_loss,
@@ -162,7 +162,6 @@ def prepare(
     Returns:
         the learner with its statistics, key and counter moved on; the data; sample numbers, (passes, minibatches,
         minibatch size).
-
     """
     actor, settings, scale = actor_of(configuration, spaces), configuration.ppo, configuration.normalization
     valid, slots = rollout.valid, rollout.rewards.size
@@ -201,8 +200,13 @@ def prepare(
     return learner, data, order.reshape(passes, -1, settings.minibatch_size)
 
 
-def estimate(configuration: TrainConfiguration, critic: Parameters, data: Data) -> tuple[Samples, Metrics]:
-    """Advantages, the critic's targets, and how much of the targets' variance the critic already explains."""
+def estimate(
+    configuration: TrainConfiguration, critic: Parameters, data: Data, old_values: Array | None = None
+) -> tuple[Samples, Metrics]:
+    """Advantages, the critic's targets, and how much of the targets' variance the critic already explains.
+
+    ``old_values`` are the samples' values from when the data was collected, for value clipping; the critic's own by default.
+    """
     settings, ended = configuration.ppo, data.terminated | data.truncated
     values_and_last = values_of(configuration, critic, data.observations)
     values, next_values = values_and_last[:-1], values_and_last[1:]
@@ -227,6 +231,8 @@ def estimate(configuration: TrainConfiguration, critic: Parameters, data: Data) 
         lambda x: x.reshape(-1, *x.shape[2:]),
         Samples(data.observations[:-1], data.actions, data.log_probabilities, advantages, targets, values, data.valid),
     )
+    if old_values is not None:
+        flat = flat._replace(values=old_values)
     return flat, {"critic/explained_variance": explained, "critic/value_mean": masked_mean(values, data.valid)}
 
 
@@ -249,7 +255,8 @@ def actor_loss(
     if settings.advantage_normalization == "minibatch":
         advantages = standardize(advantages, batch.valid)
     policy = action_distribution(spaces, parameters, batch.observations, activation=configuration.network.activation)
-    log_probabilities = policy.log_probability(batch.actions)
+    # Masked samples are made harmless before the exponential: a NaN gradient would survive a mask that comes after it.
+    log_probabilities = jnp.where(batch.valid, policy.log_probability(batch.actions), batch.log_probabilities)
     ratio = importance_ratio(log_probabilities=log_probabilities, behavior_log_probabilities=batch.log_probabilities)
     surrogate = masked_mean(clipped_surrogate(ratio=ratio, advantages=advantages, clip_range=clip_range), batch.valid)
     entropy = masked_mean(policy.entropy(), batch.valid)
@@ -298,8 +305,7 @@ def improve_actor(
 
     Returns:
         the actor, whether it has stopped, and each metric's sum over the minibatches that were looked at, with their
-        number.
-
+        number, and whether all parameters are still finite.
     """
     target = configuration.ppo.target_kl
 
@@ -322,7 +328,7 @@ def improve_actor(
         return jax.lax.cond(state[1], lambda: (state, idle), lambda: step(state, chosen))
 
     (actor, stopped), metrics = jax.lax.scan(step_unless_stopped, (actor, stopped), order)
-    return actor, stopped, jax.tree.map(jnp.sum, metrics)
+    return actor, stopped, jax.tree.map(jnp.sum, metrics) | {"finite": all_finite(actor.parameters)}
 
 
 def improve_critic(
@@ -337,4 +343,9 @@ def improve_critic(
         return critic, metrics | {"critic/gradient_norm": norm, "minibatches": jnp.ones(())}
 
     critic, metrics = jax.lax.scan(step, critic, order)
-    return critic, jax.tree.map(jnp.sum, metrics)
+    return critic, jax.tree.map(jnp.sum, metrics) | {"finite": all_finite(critic.parameters)}
+
+
+def all_finite(parameters: Parameters) -> Array:
+    """1 if every parameter is a finite number, else 0."""
+    return jnp.stack([jnp.isfinite(p).all() for p in jax.tree.leaves(parameters)]).all().astype(jnp.float32)

@@ -74,7 +74,6 @@ def make_functional(env_id: str) -> FunctionalEnvironment:
 
     Raises:
         UsageError: there is none for this id, or a package that it needs is missing.
-
     """
     if env_id not in GYMNASIUM_FUNCTIONAL:
         raise UsageError(f"no pure-JAX environment for {env_id}; there are {', '.join(GYMNASIUM_FUNCTIONAL)}")

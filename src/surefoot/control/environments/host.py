@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import Env, Wrapper
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from surefoot.control.spaces import Spaces, describe_spaces
+from surefoot.control.policies.spaces import Spaces, describe_spaces
 from surefoot.errors import EnvironmentFault
 
 
@@ -42,6 +42,15 @@ class NameFaults(Wrapper):
             ) from error
 
 
+def environment_seed(seed: int) -> int:
+    """The first environment's seed; the others get the numbers after it.
+
+    Taken as seeds themselves, neighbouring run seeds would share all but one of their environments' random streams, and no
+    statistic over seeds would be one over independent runs.
+    """
+    return int(np.random.SeedSequence([seed, 3]).generate_state(1)[0] >> 2)
+
+
 class HostEnvironments:
     """N environments behind one ``step``, whatever their autoreset mode, checked for numbers that are not finite.
 
@@ -52,7 +61,6 @@ class HostEnvironments:
 
     Raises:
         UsageError: its spaces are not supported.
-
     """
 
     def __init__(self, environments: VectorEnv | Any, *, name: str, action_dtype: np.dtype | None = None) -> None:
@@ -65,20 +73,23 @@ class HostEnvironments:
         self._mode = AutoresetMode(metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
         self.next_step = self._mode is AutoresetMode.NEXT_STEP
         self._dtype = action_dtype or single_action.dtype
+        # The policy clips in float32; a space in float64 may have bounds that float32 rounds outwards.
+        self._bounds = (single_action.low, single_action.high) if self._dtype == np.float64 and not action_dtype else None
+        self.notices: tuple[str, ...] = ()
+        if isinstance(environments, VectorEnv) and "autoreset_mode" not in metadata:
+            self.notices = (f'{name} has no metadata["autoreset_mode"]; it is taken to reset in the step after an end',)
         self._steps = 0
 
-    def reset(self, seed: int | None) -> np.ndarray:
-        """Reset all; environment i gets seed + i. EnvPool was given its seed when it was made, and ignores this
-        one.
-        """
+    def reset(self, seed: int) -> np.ndarray:
+        """Reset all, from a run's or an evaluation's seed. EnvPool was given it when it was made, and ignores this one."""
         try:
-            options = {"seed": seed} if isinstance(self._environments, VectorEnv) else {}
+            options = {"seed": environment_seed(seed)} if isinstance(self._environments, VectorEnv) else {}
             observations, _ = self._environments.reset(**options)
         except EnvironmentFault:
             raise
         except Exception as error:
             raise EnvironmentFault(f"{self.name} raised {type(error).__name__} in its first reset: {error}") from error
-        return self._checked(observations, "an observation", 0)
+        return self._checked(np.asarray(observations), "an observation", 0)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         """One step of every environment.
@@ -92,13 +103,13 @@ class HostEnvironments:
 
         Raises:
             EnvironmentFault: an environment raised, or returned a number that is not finite.
-
         """
         self._steps += 1
         try:
-            observations, rewards, terminated, truncated, info = self._environments.step(
-                actions.astype(self._dtype, copy=False)
-            )
+            actions = actions.astype(self._dtype, copy=False)
+            if self._bounds is not None:
+                actions = np.clip(actions, *self._bounds)
+            observations, rewards, terminated, truncated, info = self._environments.step(actions)
         except EnvironmentFault:
             raise
         except Exception as error:
@@ -106,11 +117,14 @@ class HostEnvironments:
                 f"{self.name} raised {type(error).__name__} at vector step {self._steps},"
                 f" with actions {actions.tolist()}: {error}"
             ) from error
-        rewards = self._checked(rewards, "a reward", self._steps)
+        observations, rewards = np.asarray(observations), self._checked(np.asarray(rewards, float), "a reward", self._steps)
+        terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
         finals = None
         if self._mode is not AutoresetMode.NEXT_STEP and (ended := np.logical_or(terminated, truncated)).any():
             finals = np.zeros((self.num_envs, self.spaces.observation_size), np.float32)
             if self._mode is AutoresetMode.SAME_STEP:
+                if "final_obs" not in info:
+                    raise EnvironmentFault(f'{self.name} resets in the same step, but gives no info["final_obs"] at an end')
                 for i in np.flatnonzero(ended):
                     finals[i] = info["final_obs"][i]
             else:

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from surefoot.control.environments.host import HostEnvironments
+from surefoot.control.environments.host import HostEnvironments, environment_seed
+from surefoot.control.policies.spaces import Spaces, describe_spaces
 from surefoot.control.rollout import EnvironmentStep, ScanCarry
-from surefoot.control.spaces import Spaces, describe_spaces
 from surefoot.equations._library import Array
 from surefoot.errors import UsageError
 
@@ -43,7 +43,6 @@ class Pool:
 
     Raises:
         UsageError: EnvPool is missing, or does not have the task.
-
     """
 
     def __init__(self, env_id: str, *, num_envs: int, seed: int) -> None:
@@ -54,7 +53,7 @@ class Pool:
         self.name, self.num_envs = env_id, num_envs
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.environments = _envpool().make(env_id, env_type="gymnasium", num_envs=num_envs, seed=seed)
+            self.environments = _envpool().make(env_id, env_type="gymnasium", num_envs=num_envs, seed=environment_seed(seed))
             self.spaces: Spaces = describe_spaces(
                 self.environments.observation_space, self.environments.action_space, name=env_id
             )

@@ -44,7 +44,9 @@ def environment_name(environment: Environment) -> str:
     return getattr(environment, "__name__", type(environment).__name__)
 
 
-def select_environments(environment: Environment, *, backend: Backend, num_envs: int, seed: int) -> Selection:
+def select_environments(
+    environment: Environment, *, backend: Backend, num_envs: int, seed: int, exactly: bool = True
+) -> Selection:
     """Make ``num_envs`` environments.
 
     Args:
@@ -53,14 +55,14 @@ def select_environments(environment: Environment, *, backend: Backend, num_envs:
         backend: what shall step them.
         num_envs: how many.
         seed: EnvPool wants its seed when it is made.
+        exactly: refuse a vector environment of another number; else take it as it is.
 
     Raises:
         UsageError: there is no such environment, the backend does not have it, or a package that it needs is missing.
-
     """
-    factory = _import_callable(environment) if isinstance(environment, str) and _names_callable(environment) else environment
+    factory = _import_callable(environment) if isinstance(environment, str) and names_callable(environment) else environment
     if not isinstance(factory, str):
-        return _from_callable(factory, environment_name(environment), backend=backend, num_envs=num_envs)
+        return _from_callable(factory, environment_name(environment), backend=backend, num_envs=num_envs, exactly=exactly)
     name = factory
     if backend == "jax" or (backend == "auto" and name.startswith("phys2d/")):
         return Selection(make_functional(name), "jax", ("backend jax: the whole iteration is one compiled program",))
@@ -120,11 +122,13 @@ def _named(name: str, make: Callable[[], Any]) -> Any:
         raise UsageError(f"{name} needs a package that is not installed: {error}") from error
     except ImportError as error:
         raise UsageError(f"{name} needs {error.name or error}, which is not installed; install it with pip") from error
-    except gymnasium.error.Error as error:
-        raise UsageError(f"{name} cannot be made: {error}") from error
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{name} cannot be made: {type(error).__name__}: {error}") from error
 
 
-def _names_callable(name: str) -> bool:
+def names_callable(name: str) -> bool:
     """``package.module:callable``, as opposed to Gymnasium's ``package.module:Id-v0``."""
     module, colon, attribute = name.partition(":")
     return bool(colon) and attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
@@ -136,8 +140,9 @@ def _import_callable(name: str) -> Callable[..., Any]:
         sys.path.insert(0, "")  # a module in the current folder, as `python -m` finds it
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UsageError(f"--env {name}: the module {module_name} cannot be imported: {error}") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"--env {name}: the module {module_name} cannot be imported: {reason}") from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
         functions = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
@@ -145,10 +150,10 @@ def _import_callable(name: str) -> Callable[..., Any]:
     return factory
 
 
-def _from_callable(factory: Callable[..., Any], name: str, *, backend: Backend, num_envs: int) -> Selection:
+def _from_callable(factory: Callable[..., Any], name: str, *, backend: Backend, num_envs: int, exactly: bool) -> Selection:
     first = _call(factory, name, num_envs)
     if isinstance(first, VectorEnv):
-        if first.num_envs != num_envs:
+        if first.num_envs != num_envs and exactly:
             raise UsageError(
                 f"{name} returned {first.num_envs} environments where --num-envs asks for {num_envs}; make them agree"
             )
@@ -169,9 +174,12 @@ def _from_callable(factory: Callable[..., Any], name: str, *, backend: Backend, 
         return Selection(first, kind, notices)
     if isinstance(first, gymnasium.Env):
         made = [first]  # the first call's environment becomes number 0, so that the callable runs N times for N environments
-        make = lambda i: NameFaults(made.pop() if made else factory(), name=name, index=i)  # noqa: E731
+        make = lambda i: NameFaults(made.pop() if made else _named(name, factory), name=name, index=i)  # noqa: E731
         first = _synchronous(make, num_envs)
-    return Selection(HostEnvironments(first, name=name), kind, notices)
+        if len({id(e.unwrapped) for e in first.envs}) < num_envs:
+            raise UsageError(f"{name} returned the same environment twice; it must make a new one at each call")
+    environments = HostEnvironments(first, name=name)
+    return Selection(environments, kind, notices + environments.notices)
 
 
 def _call(factory: Callable[..., Any], name: str, num_envs: int) -> Any:

@@ -12,6 +12,9 @@ from surefoot.equations import Bernoulli, Categorical, DiagonalGaussian, Distrib
 from surefoot.equations._library import Array, namespace
 from surefoot.errors import UsageError
 
+LARGEST_BOUND = 1e6
+"""Action bounds beyond this are only clipped at, not scaled to."""
+
 KINDS: dict[str, type[Distribution]] = {
     "discrete": Categorical,
     "box": DiagonalGaussian,
@@ -24,8 +27,8 @@ KINDS: dict[str, type[Distribution]] = {
 class ActionSpace:
     """A Gymnasium action space, and the distribution over it.
 
-    A Box is scaled: the policy's component 1 is the upper bound and −1 the lower one where both are finite, and means
-    itself where they are not. The policy's sample is clipped for the environment only; the unclipped one is scored.
+    A Box is scaled: the policy's component 1 is the upper bound and −1 the lower one where both are at most a
+    million, and means itself where they are not. The policy's sample is clipped for the environment only; the unclipped one is scored.
     """
 
     kind: str
@@ -76,10 +79,10 @@ class ActionSpace:
         if self.kind == "box":
             xp = namespace(actions)
             low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-            bounded = np.isfinite(low) & np.isfinite(high)
-            with np.errstate(invalid="ignore"):
-                center = np.where(bounded, (high + low) / 2, 0).astype(np.float32)
-                scale = np.where(bounded, (high - low) / 2, 1).astype(np.float32)
+            # Many environments write "unbounded" as the largest float.
+            bounded = (np.abs(low) <= LARGEST_BOUND) & (np.abs(high) <= LARGEST_BOUND)
+            inner_low, inner_high = np.where(bounded, low, -1), np.where(bounded, high, 1)
+            center, scale = (inner_high + inner_low) / 2, (inner_high - inner_low) / 2
             return xp.clip(actions * xp.asarray(scale) + xp.asarray(center), xp.asarray(low), xp.asarray(high))
         if any(self.start):
             return actions + (
@@ -105,7 +108,6 @@ class Spaces:
 
         Raises:
             KeyError, TypeError: a field is missing or one too many.
-
         """
         action: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value["action"].items()}
         return Spaces(observation_size=int(value["observation_size"]), action=ActionSpace(**action))
@@ -121,7 +123,6 @@ def describe_spaces(observation_space: Any, action_space: Any, *, name: str) -> 
 
     Raises:
         UsageError: a space is of another kind; the sentence says which wrapper helps.
-
     """
     if not isinstance(observation_space, gym_spaces.Box) or len(observation_space.shape) != 1:
         raise UsageError(

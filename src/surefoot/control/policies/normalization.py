@@ -7,6 +7,8 @@ from typing import NamedTuple
 from surefoot.equations._library import Array, namespace
 
 VARIANCE_FLOOR = 1e-8
+LARGEST = 1e15
+"""Statistics see larger samples as this: their squares would overflow float32, and the statistics be lost for ever."""
 
 
 class RunningStatistics(NamedTuple):
@@ -29,12 +31,11 @@ def update_statistics(statistics: RunningStatistics, samples: Array, valid: Arra
         valid: which samples count, shape (batch,).
 
     Source: Chan, Golub and LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances (1979).
-
     """
     xp = namespace(samples)
     weights = xp.astype(valid, samples.dtype)
     weights = xp.reshape(weights, (weights.shape[0],) + (1,) * (samples.ndim - 1))
-    samples = xp.where(weights > 0, samples, xp.zeros_like(samples))
+    samples = xp.clip(xp.where(weights > 0, samples, xp.zeros_like(samples)), -LARGEST, LARGEST)
     added = xp.sum(weights)
     divisor = xp.where(added > 0, added, xp.ones_like(added))
     mean = xp.sum(samples, axis=0) / divisor
@@ -42,7 +43,7 @@ def update_statistics(statistics: RunningStatistics, samples: Array, valid: Arra
     total = statistics.count + added
     share = added / xp.where(total > 0, total, xp.ones_like(total))
     gap = mean - statistics.mean
-    merged = (1 - share) * statistics.variance + share * variance + gap**2 * share * (1 - share)
+    merged = (1 - share) * statistics.variance + share * variance + (gap * share) * (gap * (1 - share))
     return RunningStatistics(statistics.mean + gap * share, xp.where(total > 0, merged, statistics.variance), total)
 
 
@@ -64,7 +65,6 @@ def running_returns(*, rewards: Array, ends: Array, valid: Array, start: Array, 
 
     Returns:
         R_t, shape (time, envs), and R to go on from, shape (envs,).
-
     """
     import jax
 

@@ -32,7 +32,6 @@ def draw_network(
 
     Returns:
         weights of shape (inputs, outputs) and biases of shape (outputs,), float32.
-
     """
     parameters: dict[str, np.ndarray] = {}
     for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from surefoot.control.networks import evaluate_network
-from surefoot.control.normalization import RunningStatistics, normalize
-from surefoot.control.spaces import Spaces
+from surefoot.control.policies.networks import evaluate_network
+from surefoot.control.policies.normalization import RunningStatistics, normalize
+from surefoot.control.policies.spaces import Spaces
 from surefoot.equations import Distribution
 from surefoot.equations._library import Array
 from surefoot.errors import UsageError
@@ -47,7 +47,6 @@ class Policy:
         >>> policy = surefoot.load("runs/my-run")               # doctest: +SKIP
         >>> action = policy(observation)                        # doctest: +SKIP
         >>> action = policy(observations, deterministic=True)   # doctest: +SKIP
-
     """
 
     spaces: Spaces
@@ -83,7 +82,6 @@ class Policy:
 
         Raises:
             ValueError: the observations have another size than the policy was trained with.
-
         """
         observations = np.asarray(observations, np.float32)
         if observations.ndim not in (1, 2) or observations.shape[-1] != self.spaces.observation_size:
@@ -105,7 +103,6 @@ class Policy:
 
         Raises:
             RunError: the disk is full; a policy saved before is untouched.
-
         """
         from safetensors.numpy import save
 
@@ -142,7 +139,6 @@ def load_policy(run: str | Path) -> Policy:
 
     Raises:
         UsageError: there is no policy there, or its file is damaged.
-
     """
     from safetensors import SafetensorError, safe_open
 

@@ -23,7 +23,6 @@ def run_demo(*, out: str | None, seed: int, quiet: bool, started: float) -> dict
 
     Returns:
         the training result, with ``evaluation`` and whether the task was ``learned`` (a mean return of at least 475).
-
     """
     preset = preset_for(ENV)
 
@@ -40,6 +39,8 @@ def run_demo(*, out: str | None, seed: int, quiet: bool, started: float) -> dict
     say = (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr))
     say(f"1. PPO on {ENV}: keep a pole upright for 500 steps; {configuration.run.total_steps:,} steps of experience")
     result = train(configuration, quiet=quiet, started=started)
+    if result["interrupted"]:
+        return {**result, "evaluation": None, "learned": False}
     say("\n2. what it learnt: mean return of finished episodes against steps")
     for line in learning_curve(Path(result["run"])):
         say(line)

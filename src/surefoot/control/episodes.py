@@ -1,0 +1,52 @@
+"""Finished episodes, found in rollouts as they come."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+RECENT_EPISODES = 100
+
+
+class EpisodeTracker:
+    """Returns and lengths of finished episodes, from rollouts as they come."""
+
+    def __init__(self, num_envs: int) -> None:
+        self._returns, self._lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
+        self.recent: deque[float] = deque(maxlen=RECENT_EPISODES)
+        self.finished = 0
+
+    @property
+    def mean_return(self) -> float | None:
+        """Over the last 100 finished episodes; None before the first."""
+        return float(np.mean(self.recent)) if self.recent else None
+
+    def take(self, rewards: np.ndarray, ended: np.ndarray, valid: np.ndarray) -> dict[str, float | None]:
+        """Take in a rollout, each array of shape (T, N); returns the metrics of the episodes that it finished."""
+        rewards, counts = np.where(valid, rewards, 0.0), valid.astype(np.int64)
+        ends = ended & valid
+        returns, lengths = np.cumsum(rewards, axis=0, dtype=np.float64), np.cumsum(counts, axis=0)
+        finished_returns: list[tuple[int, float, int]] = []
+        for env in np.flatnonzero(ends.any(axis=0)):
+            rows = np.flatnonzero(ends[:, env])
+            totals = np.diff(returns[rows, env], prepend=-self._returns[env])
+            spans = np.diff(lengths[rows, env], prepend=-self._lengths[env])
+            finished_returns += zip(rows.tolist(), totals.tolist(), spans.tolist(), strict=True)
+            self._returns[env] = returns[-1, env] - returns[rows[-1], env]
+            self._lengths[env] = lengths[-1, env] - lengths[rows[-1], env]
+        going = ~ends.any(axis=0)
+        self._returns[going] += returns[-1, going]
+        self._lengths[going] += lengths[-1, going]
+        finished_returns.sort()  # in the order of time, so that "the last 100" means it
+        self.recent.extend(value for _, value, _ in finished_returns)
+        self.finished += len(finished_returns)
+        done = np.asarray([(value, span) for _, value, span in finished_returns])
+        return {
+            "episode/return_mean": float(done[:, 0].mean()) if len(done) else None,
+            "episode/return_min": float(done[:, 0].min()) if len(done) else None,
+            "episode/return_max": float(done[:, 0].max()) if len(done) else None,
+            "episode/length_mean": float(done[:, 1].mean()) if len(done) else None,
+            "episode/finished": float(len(done)),
+            "episode/return_mean_recent": self.mean_return,
+        }

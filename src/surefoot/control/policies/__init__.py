@@ -1,0 +1,1 @@
+"""What acts: spaces, networks, normalisers and the policy made of them. Nothing here needs JAX."""
