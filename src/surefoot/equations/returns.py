@@ -38,13 +38,13 @@ def _goes_on(terminated: Array, truncated: Array, valid: Array | None) -> Array:
 
 def temporal_difference_residuals(
     *,
-    rewards: Float[Array, time * batch],
-    values: Float[Array, time * batch],
-    next_values: Float[Array, time * batch],
-    terminated: Bool[Array, time * batch],
+    rewards: Float[Array, "time *batch"],
+    values: Float[Array, "time *batch"],
+    next_values: Float[Array, "time *batch"],
+    terminated: Bool[Array, "time *batch"],
     discount: float | Array,
-    valid: Bool[Array, time * batch] | None = None,
-) -> Float[Array, time * batch]:
+    valid: Bool[Array, "time *batch"] | None = None,
+) -> Float[Array, "time *batch"]:
     """δ_t = r_t + γ (1 − terminated_t) V(s′_t) − V(s_t), and 0 where ``valid`` is false.
 
     Args:
@@ -75,15 +75,15 @@ def temporal_difference_residuals(
 
 def generalized_advantages(
     *,
-    rewards: Float[Array, time * batch],
-    values: Float[Array, time * batch],
-    next_values: Float[Array, time * batch],
-    terminated: Bool[Array, time * batch],
-    truncated: Bool[Array, time * batch],
+    rewards: Float[Array, "time *batch"],
+    values: Float[Array, "time *batch"],
+    next_values: Float[Array, "time *batch"],
+    terminated: Bool[Array, "time *batch"],
+    truncated: Bool[Array, "time *batch"],
     discount: float | Array,
     trace_decay: float | Array,
-    valid: Bool[Array, time * batch] | None = None,
-) -> Float[Array, time * batch]:
+    valid: Bool[Array, "time *batch"] | None = None,
+) -> Float[Array, "time *batch"]:
     """Generalised advantage estimation, A_t = Σ_l (γλ)^l δ_{t+l}, the sum cut at both kinds of episode end.
 
     λ = 0 is the TD residual. λ = 1 is the discounted return minus V(s_t), bootstrapped where the episode did not end.
@@ -124,15 +124,15 @@ def generalized_advantages(
 
 def lambda_returns(
     *,
-    rewards: Float[Array, time * batch],
-    values: Float[Array, time * batch],
-    next_values: Float[Array, time * batch],
-    terminated: Bool[Array, time * batch],
-    truncated: Bool[Array, time * batch],
+    rewards: Float[Array, "time *batch"],
+    values: Float[Array, "time *batch"],
+    next_values: Float[Array, "time *batch"],
+    terminated: Bool[Array, "time *batch"],
+    truncated: Bool[Array, "time *batch"],
     discount: float | Array,
     trace_decay: float | Array,
-    valid: Bool[Array, time * batch] | None = None,
-) -> Float[Array, time * batch]:
+    valid: Bool[Array, "time *batch"] | None = None,
+) -> Float[Array, "time *batch"]:
     """G^λ_t = A_t + V(s_t), with A_t from :func:`generalized_advantages`: the target that a critic learns.
 
     Arguments, units and errors are those of :func:`generalized_advantages`; masked slots return 0.
@@ -157,13 +157,13 @@ def lambda_returns(
 
 def discounted_returns(
     *,
-    rewards: Float[Array, time * batch],
-    terminated: Bool[Array, time * batch],
-    truncated: Bool[Array, time * batch],
+    rewards: Float[Array, "time *batch"],
+    terminated: Bool[Array, "time *batch"],
+    truncated: Bool[Array, "time *batch"],
     discount: float | Array,
-    next_values: Float[Array, time * batch] | None = None,
-    valid: Bool[Array, time * batch] | None = None,
-) -> Float[Array, time * batch]:
+    next_values: Float[Array, "time *batch"] | None = None,
+    valid: Bool[Array, "time *batch"] | None = None,
+) -> Float[Array, "time *batch"]:
     """G_t = r_t + γ G_{t+1} up to the end of the episode, then γ (1 − terminated) V(s′).
 
     Args:
@@ -198,14 +198,14 @@ def discounted_returns(
 
 def n_step_returns(
     *,
-    rewards: Float[Array, time * batch],
-    next_values: Float[Array, time * batch],
-    terminated: Bool[Array, time * batch],
-    truncated: Bool[Array, time * batch],
+    rewards: Float[Array, "time *batch"],
+    next_values: Float[Array, "time *batch"],
+    terminated: Bool[Array, "time *batch"],
+    truncated: Bool[Array, "time *batch"],
     discount: float | Array,
     steps: int,
-    valid: Bool[Array, time * batch] | None = None,
-) -> Float[Array, time * batch]:
+    valid: Bool[Array, "time *batch"] | None = None,
+) -> Float[Array, "time *batch"]:
     """G^(n)_t = Σ_{k<m} γ^k r_{t+k} + γ^m V(s′_{t+m−1}), m = n or what the episode and the rollout leave.
 
     With G the discounted return, G^(n)_t = G_t − γⁿ (G_{t+n} − V(s′_{t+n−1})) where the episode lasts that long and
