@@ -143,7 +143,7 @@ def run(side: Side, folder: Path, attempt: int) -> dict:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     result = json.loads(done.stdout.splitlines()[-1])
     result.pop("run", None)
-    result["process_seconds"] = seconds
+    result["process_seconds"] = result.get("seconds_from_start", seconds)  # the peer's own evaluation does not count
     if "evaluation" not in result and side.ours and "XDG" in side.environment:
         judge = [sys.executable, "-m", "surefoot", "evaluate", str(out), "--json", "--quiet"]
         result["evaluated_return"] = json.loads(subprocess.run(judge, capture_output=True, text=True).stdout)["mean_return"]

@@ -77,7 +77,7 @@ def random_rollout(configuration: TrainConfiguration, spaces: Spaces, seed: int 
 
 def update(configuration: TrainConfiguration, spaces: Spaces, learner: ppo.Learner, rollout: Rollout, number: int = 0):
     """One whole update; returns the learner and the metrics."""
-    from surefoot.control.iteration import whole_update
+    from surefoot.control.iterations.common import whole_update
 
     program = jax.jit(partial(whole_update, configuration, spaces))
     learner, metrics, *_ = program(learner, rollout, ppo.schedule_at(configuration, number))

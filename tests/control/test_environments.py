@@ -138,3 +138,35 @@ def test_envpool_resets_in_next_step_mode():
     observations, rewards, terminated, truncated, _ = environments.step(np.array([1], np.int32))
     assert np.abs(observations).max() <= 0.05
     assert (rewards[0], terminated[0], truncated[0]) == (0.0, False, False)
+
+
+@needs_envpool
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v5"])
+def test_compiled_rollouts_are_what_python_sees(env_id):
+    """The rollout inside the compiled program, its actions replayed from Python in a pool of the same seed."""
+    from functools import partial
+
+    import jax
+
+    from surefoot.control.algorithms import ppo
+    from surefoot.control.rollout import collect_compiled
+    from tests.control.helpers import configure
+
+    compiled, plain = (pool.Pool(env_id, num_envs=3, seed=5) for _ in range(2))
+    host = plain.on_host()
+    configuration = configure(env=env_id, num_envs=3, rollout_length=60, minibatch_size=60)
+    learner = ppo.initialize(configuration, compiled.spaces, 0)
+    carry, step = compiled.start()
+    with compiled.precision():
+        program = jax.jit(partial(collect_compiled, ppo.actor_of(configuration, compiled.spaces), step, length=60))
+        carry, rollout = program(carry, learner.actor.parameters, learner.observations, learner.key)
+    np.testing.assert_array_equal(rollout.observations[0], host.reset(5).astype(np.float32))
+    resetting = np.zeros(3, bool)
+    for t in range(60):
+        np.testing.assert_array_equal(rollout.valid[t], ~resetting)
+        actions = np.asarray(compiled.spaces.action.for_environment(np.asarray(rollout.actions[t])))
+        observations, rewards, terminated, truncated, _ = host.step(actions)
+        np.testing.assert_allclose(rollout.observations[t + 1], observations.astype(np.float32), rtol=1e-6)
+        np.testing.assert_allclose(rollout.rewards[t], rewards, rtol=1e-6)
+        np.testing.assert_array_equal((rollout.terminated[t], rollout.truncated[t]), (terminated, truncated))
+        resetting = terminated | truncated

@@ -10,7 +10,7 @@ import pytest
 
 from surefoot.control.algorithms import ppo
 from surefoot.control.environments.select import select_environments
-from surefoot.control.iteration import SplitIteration
+from surefoot.control.iterations.split import SplitIteration
 from tests.control import toys
 from tests.control.helpers import configure
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import platform
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax
 import platformdirs
-
-UNCACHED_SECONDS = 1e9
+from jax.stages import Compiled, Lowered
 
 
 def cache_folder() -> Path:
@@ -47,31 +43,23 @@ def use_persistent_cache() -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-@contextlib.contextmanager
-def not_cached() -> Iterator[None]:
-    """Keep what is compiled inside out of the persistent cache: a program that holds an EnvPool's address is of no
-    use to another process.
-
-    The setting is global, so nothing else may be compiling meanwhile.
-    """
-    before = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", UNCACHED_SECONDS)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
-
-
-def compile_all(programs: dict[str, tuple[Any, tuple[Any, ...]]]) -> dict[str, Any]:
-    """Compile programs side by side, each from a jitted function and its arguments (arrays or shapes): compilation
-    leaves Python's lock.
+def compile_all(programs: dict[str, Lowered]) -> dict[str, Compiled]:
+    """Compile lowered programs side by side: compilation leaves Python's lock.
 
     Returns:
         the compiled programs by the same names.
     """
-    with ThreadPoolExecutor(max(1, len(programs))) as threads:
-        futures: dict[str, Future[Any]] = {
-            name: threads.submit(lambda f, a: f.lower(*a).compile(), function, arguments)
-            for name, (function, arguments) in programs.items()
-        }
+    with ThreadPoolExecutor(2) as threads:
+        futures = {name: threads.submit(program.compile) for name, program in programs.items()}
         return {name: future.result() for name, future in futures.items()}
+
+
+def forget(function_name: str) -> None:
+    """Remove a function's programs from the persistent cache.
+
+    A program that holds an EnvPool's address is of no use to another process, and would fill the cache run by run.
+    """
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    if folder is not None and "://" not in folder:
+        for path in Path(folder).glob(f"jit_{function_name}-*"):
+            path.unlink(missing_ok=True)

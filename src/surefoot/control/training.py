@@ -16,7 +16,9 @@ from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.environments.functional import FunctionalEnvironment
 from surefoot.control.environments.select import Environment, Selection, environment_name, select_environments
 from surefoot.control.episodes import EpisodeTracker
-from surefoot.control.iteration import FusedIteration, Iteration, Outcome, SplitIteration
+from surefoot.control.iterations.common import Iteration, Outcome
+from surefoot.control.iterations.fused import FusedIteration
+from surefoot.control.iterations.split import SplitIteration
 from surefoot.control.policies.policy import Policy
 from surefoot.control.policies.spaces import Spaces, describe_spaces
 from surefoot.runs.directory import CONFIGURATION_FILE, SUMMARY_FILE, create_run_folder, write_json

@@ -58,13 +58,16 @@ class HostEnvironments:
         environments: a Gymnasium vector environment, or EnvPool's Gymnasium-like one (next-step mode).
         name: what messages call it.
         action_dtype: what the environments want, where it is not what their action space says.
+        seeded: they were given their seed when they were made, and reset in next-step mode without saying so (EnvPool).
 
     Raises:
         UsageError: its spaces are not supported.
     """
 
-    def __init__(self, environments: VectorEnv | Any, *, name: str, action_dtype: np.dtype | None = None) -> None:
-        self.name, self._environments = name, environments
+    def __init__(
+        self, environments: VectorEnv | Any, *, name: str, action_dtype: np.dtype | None = None, seeded: bool = False
+    ) -> None:
+        self.name, self._environments, self._seeded = name, environments, seeded
         single_observation = getattr(environments, "single_observation_space", environments.observation_space)
         single_action = getattr(environments, "single_action_space", environments.action_space)
         self.spaces: Spaces = describe_spaces(single_observation, single_action, name=name)
@@ -76,14 +79,14 @@ class HostEnvironments:
         # The policy clips in float32; a space in float64 may have bounds that float32 rounds outwards.
         self._bounds = (single_action.low, single_action.high) if self._dtype == np.float64 and not action_dtype else None
         self.notices: tuple[str, ...] = ()
-        if isinstance(environments, VectorEnv) and "autoreset_mode" not in metadata:
+        if not seeded and "autoreset_mode" not in metadata:
             self.notices = (f'{name} has no metadata["autoreset_mode"]; it is taken to reset in the step after an end',)
         self._steps = 0
 
     def reset(self, seed: int) -> np.ndarray:
         """Reset all, from a run's or an evaluation's seed. EnvPool was given it when it was made, and ignores this one."""
         try:
-            options = {"seed": environment_seed(seed)} if isinstance(self._environments, VectorEnv) else {}
+            options = {} if self._seeded else {"seed": environment_seed(seed)}
             observations, _ = self._environments.reset(**options)
         except EnvironmentFault:
             raise

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import sys
 import warnings
 from typing import Any
@@ -38,6 +39,11 @@ def _envpool() -> Any:
     return envpool
 
 
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Pool:
     """N environments of one EnvPool task, in next-step mode.
 
@@ -53,7 +59,15 @@ class Pool:
         self.name, self.num_envs = env_id, num_envs
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.environments = _envpool().make(env_id, env_type="gymnasium", num_envs=num_envs, seed=environment_seed(seed))
+            # Its own choice is a thread per environment; more threads than processors cost a third of the speed. The
+            # numbers do not depend on it.
+            self.environments = _envpool().make(
+                env_id,
+                env_type="gymnasium",
+                num_envs=num_envs,
+                num_threads=min(num_envs, processors()),
+                seed=environment_seed(seed),
+            )
             self.spaces: Spaces = describe_spaces(
                 self.environments.observation_space, self.environments.action_space, name=env_id
             )
@@ -64,7 +78,7 @@ class Pool:
 
     def on_host(self) -> HostEnvironments:
         """The same environments, stepped from Python."""
-        return HostEnvironments(self.environments, name=self.name, action_dtype=self._dtype)
+        return HostEnvironments(self.environments, name=self.name, action_dtype=self._dtype, seeded=True)
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which programs with this pool are traced: MuJoCo tasks exchange float64 numbers."""
@@ -73,7 +87,8 @@ class Pool:
     def start(self) -> tuple[ScanCarry, EnvironmentStep]:
         """Reset all environments; what a compiled rollout starts from, and their step."""
         observations, _ = self.environments.reset()
-        handle, _, _, step = self.environments.xla()
+        with self.precision():  # EnvPool reads off the types of its buffers here; a wrong one corrupts memory
+            handle, _, _, step = self.environments.xla()
 
         def advance(carry: Array, actions: Array) -> tuple[Any, Array, Array, Array, Array]:
             carry, (observations, rewards, terminated, truncated, _) = step(carry, actions.astype(self._dtype))
