@@ -1,0 +1,108 @@
+"""Write the tables of README.md and benchmarks/README.md from the raw results.
+
+    python benchmarks/tables.py
+
+Each table stands between `<!-- results:NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+TASKS = ("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "LunarLander-v3", "HalfCheetah-v5", "Hopper-v5")
+
+
+def load(path: str) -> dict:
+    return json.loads((RESULTS / path).read_text())
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
+
+
+def learning() -> list[str]:
+    lines = ["| task | steps | seeds | interquartile mean | 95 % interval | lowest … highest seed | wanted |", "|---|---|---|---|---|---|---|"]
+    for task in TASKS:
+        result = load(f"control_learning/{task}.json")
+        rows = [(result["summary"], [row["mean_return"] for row in result["seeds"]], task, result["wanted"])]
+        if "deterministic" in result:
+            deterministic = [row["deterministic_return"] for row in result["seeds"]]
+            rows.append((result["deterministic"], deterministic, f"{task}, most probable action", result["wanted_deterministic"]))
+        steps = re.search(r"--total-steps (\d+)", result["train"])
+        for summary, returns, name, wanted in rows:
+            lines.append(
+                f"| {name} | {int(steps.group(1)):,} | {summary['seeds']} | **{number(summary['interquartile_mean'])}** |"
+                f" {number(summary['low'])} … {number(summary['high'])} | {number(min(returns))} … {number(max(returns))} |"
+                f" ≥ {number(wanted)}{' on every seed' if result['wanted_of'] == 'every seed' else ''} |"
+            )
+    return lines
+
+
+def seeds() -> list[str]:
+    lines = ["| task | every seed's mean return, in order |", "|---|---|"]
+    for task in TASKS:
+        returns = [number(row["mean_return"]) for row in load(f"control_learning/{task}.json")["seeds"]]
+        lines.append(f"| {task} | {' · '.join(returns)} |")
+    return lines
+
+
+def speed() -> list[str]:
+    lines = ["| work | surefoot | peer | ratio, median (range) | ours | peer's |", "|---|---|---|---|---|---|"]
+    works = {
+        "cartpole": "CartPole-v1, 8×256, minibatch 256, 10 epochs",
+        "cartpole-jax": "CartPole, 64×32, 4 minibatches, 4 epochs, pure JAX on both sides",
+        "halfcheetah": "HalfCheetah-v5, 8×256, minibatch 64, 10 epochs, normalised",
+        "solve": "seconds from process start to a solved CartPole-v1",
+    }
+    peers = {"sb3": "Stable-Baselines3 2.9.2", "sbx": "SBX 0.28", "rejax": "rejax 0.1.2"}
+    for group, work in works.items():
+        result = load(f"control_speed/{group}.json")
+        unit = "steps/s" if result["measure"] == "steps_per_second" else "s"
+        for c in result["comparisons"]:
+            lines.append(
+                f"| {work} | {c['ours'].removeprefix('surefoot ')} | {peers[c['peer']]} | **{c['ratio']:.1f} ×**"
+                f" ({min(c['ratios']):.1f} … {max(c['ratios']):.1f}) | {number(c['ours_median'])} {unit} | {number(c['peer_median'])} {unit} |"
+            )
+    return lines
+
+
+def limit() -> list[str]:
+    report = load("control_limit.json")
+    lines = [
+        "| task | environments alone | update's operations at the matrix rate | limit | measured | share |",
+        "|---|---|---|---|---|---|",
+    ]
+    for task, row in report["tasks"].items():
+        lines.append(
+            f"| {task} | {row['environment_seconds'] * 1e3:.0f} ms | {row['update_seconds_at_matrix_rate'] * 1e3:.0f} ms"
+            f" ({row['update_gigaflops']:.1f} GFLOP) | {row['limit_steps_per_second']:,.0f} steps/s |"
+            f" {row['measured_steps_per_second']:,.0f} steps/s | {row['share_of_limit']:.0%} |"
+        )
+    return [*lines, "", f"Matrix rate: {report['matrix_gigaflops_per_second']:.0f} GFLOP/s. Per rollout of 2048 steps."]
+
+
+def memory() -> list[str]:
+    report = load("control_memory.json")
+    return [
+        f"After 1 million steps {report['after_1_million']:.0f} MB, after 5 million {report['after_5_million']:.0f} MB, at the end"
+        f" (10 million) {report['at_the_end']:.0f} MB."
+    ]
+
+
+def main() -> None:
+    makers = {"learning": learning, "seeds": seeds, "speed": speed, "limit": limit, "memory": memory}
+    for page in (HERE.parent / "README.md", HERE / "README.md"):
+        text = page.read_text()
+        for name, make in makers.items():
+            pattern = rf"<!-- results:{name} -->.*?<!-- end -->"
+            table = "\n".join(make())
+            text = re.sub(pattern, lambda _, n=name, t=table: f"<!-- results:{n} -->\n\n{t}\n\n<!-- end -->", text, flags=re.DOTALL)
+        page.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
