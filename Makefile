@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint types benchmark clean
+.PHONY: demo test lint types peers clean
 
 demo: $(VENV)/.ready
 	$(BIN)/surefoot demo

@@ -25,13 +25,18 @@ def number(value: float) -> str:
 
 
 def learning() -> list[str]:
-    lines = ["| task | steps | seeds | interquartile mean | 95 % interval | lowest … highest seed | wanted |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| task | steps | seeds | interquartile mean | 95 % interval | lowest … highest seed | wanted |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for task in TASKS:
         result = load(f"control_learning/{task}.json")
         rows = [(result["summary"], [row["mean_return"] for row in result["seeds"]], task, result["wanted"])]
         if "deterministic" in result:
             deterministic = [row["deterministic_return"] for row in result["seeds"]]
-            rows.append((result["deterministic"], deterministic, f"{task}, most probable action", result["wanted_deterministic"]))
+            rows.append(
+                (result["deterministic"], deterministic, f"{task}, most probable action", result["wanted_deterministic"])
+            )
         steps = re.search(r"--total-steps (\d+)", result["train"])
         for summary, returns, name, wanted in rows:
             lines.append(
@@ -65,7 +70,8 @@ def speed() -> list[str]:
         for c in result["comparisons"]:
             lines.append(
                 f"| {work} | {c['ours'].removeprefix('surefoot ')} | {peers[c['peer']]} | **{c['ratio']:.1f} ×**"
-                f" ({min(c['ratios']):.1f} … {max(c['ratios']):.1f}) | {number(c['ours_median'])} {unit} | {number(c['peer_median'])} {unit} |"
+                f" ({min(c['ratios']):.1f} … {max(c['ratios']):.1f}) | {number(c['ours_median'])} {unit} |"
+                f" {number(c['peer_median'])} {unit} |"
             )
     return lines
 
@@ -100,7 +106,9 @@ def main() -> None:
         for name, make in makers.items():
             pattern = rf"<!-- results:{name} -->.*?<!-- end -->"
             table = "\n".join(make())
-            text = re.sub(pattern, lambda _, n=name, t=table: f"<!-- results:{n} -->\n\n{t}\n\n<!-- end -->", text, flags=re.DOTALL)
+            text = re.sub(
+                pattern, lambda _, n=name, t=table: f"<!-- results:{n} -->\n\n{t}\n\n<!-- end -->", text, flags=re.DOTALL
+            )
         page.write_text(text)
 
 

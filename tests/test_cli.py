@@ -130,3 +130,35 @@ def test_one_signal_stops_cleanly(number, tmp_path):
     assert all(json.loads(line) for line in lines)
     assert json.loads(lines[-1])["steps"] == result["total_steps"]
     assert main(["evaluate", str(out), "--episodes", "1", "--quiet"]) == 0
+
+
+def test_none_switches_off(tmp_path):
+    out = tmp_path / "run"
+    command = (
+        f"train ppo --env CartPole-v1 --total-steps 64 --out {out} {TINY} --quiet --max-gradient-norm none --target-kl=none"
+    )
+    assert main([*command.split(), "--advantage-normalization", "none"]) == 0
+    configuration = json.loads((out / "config.json").read_text())
+    assert configuration["max_gradient_norm"] is None
+    assert configuration["advantage_normalization"] == "none"
+
+
+def test_a_missing_extra_is_one_sentence():
+    """As if only the core were installed."""
+    code = (
+        "import sys\nsys.modules['jax'] = None\nfrom surefoot.cli import main\n"
+        "sys.exit(main(['train', 'ppo', '--env', 'CartPole-v1']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "surefoot: this needs jax; install it with: pip install 'surefoot[control]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_output_that_cannot_be_written_is_one_sentence():
+    done = subprocess.run(
+        [sys.executable, "-m", "surefoot", "--help"], stdout=open("/dev/full", "w"), stderr=subprocess.PIPE, text=True
+    )  # noqa: SIM115
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr

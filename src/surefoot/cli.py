@@ -7,6 +7,7 @@ import difflib
 import io
 import itertools
 import json
+import os
 import re
 import sys
 import time
@@ -25,10 +26,11 @@ from surefoot.control.configuration import (
     RunConfiguration,
     TrainConfiguration,
 )
-from surefoot.control.presets import preset_for
+from surefoot.control.presets import configuration_for, preset_for
 from surefoot.errors import RunError, UsageError
 
 STARTED = time.time()
+ENGINE = ("jax", "gymnasium", "optax", "flax")
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
 
 
@@ -103,12 +105,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _dispatch(arguments)
+        status = _dispatch(arguments)
+        sys.stdout.flush()
+        return status
     except UsageError as error:
         print(f"surefoot: {error}", file=sys.stderr)
         return WRONG_INPUT
     except RunError as error:
         print(f"surefoot: {error}", file=sys.stderr)
+        return FAILED
+    except ModuleNotFoundError as error:
+        if error.name not in ENGINE:
+            raise
+        print(f"surefoot: this needs {error.name}; install it with: pip install 'surefoot[control]'", file=sys.stderr)
+        return WRONG_INPUT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has gone; nobody is there to tell
+        return FAILED
+    except OSError as error:
+        print(f"surefoot: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("surefoot: stopped at once; what was saved before is kept", file=sys.stderr)
@@ -142,6 +157,7 @@ def _dispatch(arguments: list[str]) -> int:
 def _parse(kind: Any, arguments: list[str], *, program: str, default: Any = None) -> Any:
     """Options to a dataclass; a wrong one becomes a sentence."""
     options: dict[str, Any] = {} if default is None else {"default": default}
+    arguments = _spell_none(arguments)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -155,6 +171,23 @@ def _parse(kind: Any, arguments: list[str], *, program: str, default: Any = None
         hint = f"did you mean {near[0]}?" if near else f"`{program} --help` lists what there is"
         raise UsageError(f"{program} has no option {unknown[0]}; {hint}")
     return parsed
+
+
+MAY_BE_NONE = ("--max-gradient-norm", "--value-clip-range", "--target-kl")
+
+
+def _spell_none(arguments: list[str]) -> list[str]:
+    """``none`` as the parser spells it, for the options that can be switched off."""
+    spelt = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        name, equals, value = argument.partition("=")
+        if before in MAY_BE_NONE and argument == "none":
+            spelt.append("None")
+        elif equals and name in MAY_BE_NONE and value == "none":
+            spelt.append(f"{name}=None")
+        else:
+            spelt.append(argument)
+    return spelt
 
 
 def _unboxed(text: str) -> str:
@@ -186,7 +219,7 @@ def _train(arguments: list[str]) -> int:
     if env is None and not {"-h", "--help"} & set(arguments):
         raise UsageError("--env is missing; give a Gymnasium id such as --env CartPole-v1")
     preset = preset_for(env)
-    chosen: TrainPPO = _parse(TrainPPO, arguments, program="surefoot train ppo", default=_defaults(env, preset))
+    chosen: TrainPPO = _parse(TrainPPO, arguments, program="surefoot train ppo", default=_defaults(env))
     configuration = TrainConfiguration(chosen.run, chosen.network, chosen.normalization, chosen.ppo)
     if preset and not chosen.output.quiet:
         settings = configuration.as_dict()
@@ -212,17 +245,10 @@ def _value_of(option: str, arguments: list[str]) -> str | None:
     return value
 
 
-def _defaults(env: str | None, preset: dict[str, Any]) -> TrainPPO:
-    def part(kind: Any, **given: Any) -> Any:
-        names = {f.name for f in fields(kind)}
-        return kind(**given, **{k: v for k, v in preset.items() if k in names})
-
-    return TrainPPO(
-        run=part(RunConfiguration, env=env or "ID"),
-        network=part(NetworkConfiguration),
-        normalization=part(NormalizationConfiguration),
-        ppo=part(PPOConfiguration),
-    )
+def _defaults(env: str | None) -> TrainPPO:
+    """The options' defaults: the preset's where there is one."""
+    preset = configuration_for(env or "ID")
+    return TrainPPO(preset.run, preset.network, preset.normalization, preset.ppo)
 
 
 def _report_training(result: dict[str, Any], *, as_json: bool) -> int:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from surefoot.control.configuration import NormalizationConfiguration, PPOConfiguration, RunConfiguration, TrainConfiguration
 from surefoot.control.evaluation import evaluate
-from surefoot.control.presets import preset_for
+from surefoot.control.presets import configuration_for
 from surefoot.control.training import train
 from surefoot.runs.directory import METRICS_FILE
 from surefoot.runs.metrics import read_metrics
@@ -24,18 +22,8 @@ def run_demo(*, out: str | None, seed: int, quiet: bool, started: float) -> dict
     Returns:
         the training result, with ``evaluation`` and whether the task was ``learned`` (a mean return of at least 475).
     """
-    preset = preset_for(ENV)
-
-    def part(kind: Any, **given: Any) -> Any:
-        return kind(**given, **{k: v for k, v in preset.items() if k in kind.__dataclass_fields__})
-
     out = out or f"runs/demo-{time.strftime('%Y%m%d-%H%M%S')}"
-    configuration = TrainConfiguration(
-        run=part(RunConfiguration, env=ENV),
-        normalization=part(NormalizationConfiguration),
-        ppo=part(PPOConfiguration),
-    )
-    configuration = replace(configuration, run=replace(configuration.run, out=out, seed=seed))
+    configuration = configuration_for(ENV, out=out, seed=seed)
     say = (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr))
     say(f"1. PPO on {ENV}: keep a pole upright for 500 steps; {configuration.run.total_steps:,} steps of experience")
     result = train(configuration, quiet=quiet, started=started)

@@ -14,8 +14,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from surefoot.control.algorithms import ppo
 from surefoot.control.environments.functional import functional_carry, functional_step, make_functional
 from surefoot.control.environments.host import HostEnvironments
+from surefoot.control.iterations.host_loop import HostCollector
 from surefoot.control.policies.spaces import describe_spaces
-from surefoot.control.rollout import HostCollector, collect_compiled
+from surefoot.control.rollout import collect_compiled
 from surefoot.errors import EnvironmentFault
 from tests.control.helpers import configure
 from tests.control.toys import Faulty, Walk

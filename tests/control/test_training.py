@@ -311,7 +311,7 @@ def test_policies_load_without_jax(tmp_path):
         "import sys, numpy, surefoot\n"
         f"policy = surefoot.load({str(tmp_path / 'run')!r})\n"
         "assert policy(numpy.zeros(4)) in (0, 1)\n"
-        "assert not {'jax', 'torch'} & set(sys.modules)\n"
+        "assert not {'jax', 'torch', 'gymnasium'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -349,3 +349,72 @@ def test_configuration_mistakes_are_named():
         configure(learning_rate=-1)
     with pytest.raises(UsageError, match="leaves no signal"):
         configure(minibatch_size=1)
+
+
+def test_options_without_effect_are_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"--observation-clip 3\.0 would do nothing without --normalize-observations"):
+        configure(normalize_observations=False, observation_clip=3.0)
+    with pytest.raises(UsageError, match="--recompute-advantages would do nothing with --epochs 1"):
+        configure(recompute_advantages=True, epochs=1)
+    with pytest.raises(UsageError, match="--activation would do nothing without hidden layers"):
+        configure(hidden_sizes=(), activation="relu")
+    with pytest.raises(UsageError, match="--initial-log-std would do nothing: CartPole-v1 has discrete actions"):
+        train(configure(initial_log_std=-1.0, backend="gymnasium", out=str(tmp_path / "run")), quiet=True)
+
+
+def test_several_seeds_are_evaluated_one_by_one(tmp_path):
+    train(configure(backend="jax", out=str(tmp_path / "all"), seeds=2, total_steps=64), quiet=True)
+    with pytest.raises(UsageError, match="holds several seeds; give the folder of one, such as .*seed-0"):
+        evaluate(tmp_path / "all")
+
+
+def test_a_strangers_configuration_is_not_overwritten(tmp_path):
+    (tmp_path / "config.json").write_text('{"mine": 1}')
+    with pytest.raises(UsageError, match="is not a run's, and would be overwritten"):
+        train(configure(backend="gymnasium", out=str(tmp_path), total_steps=64), quiet=True)
+    assert (tmp_path / "config.json").read_text() == '{"mine": 1}'
+
+
+class Counter:
+    """A functional environment of a user: count to five, reward the action 1."""
+
+    import gymnasium
+    import jax.numpy as jnp
+
+    observation_space = gymnasium.spaces.Box(0, 10, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    max_episode_steps = 3
+
+    def initial(self, key):
+        return self.jnp.zeros(()), self.jnp.zeros(1)
+
+    def transition(self, state, action, key):
+        return state + 1, self.jnp.reshape(state + 1, 1), self.jnp.float32(action), state + 1 >= 5
+
+
+def test_functional_environments_of_ones_own(tmp_path):
+    configuration = configure(
+        env="tests.control.test_training:Counter", out=str(tmp_path / "run"), total_steps=6400, learning_rate=1e-2
+    )
+    assert train(configuration, quiet=True)["backend"] == "jax"
+    got = evaluate(tmp_path / "run", episodes=12, deterministic=True)
+    assert (got["mean_return"], got["mean_length"]) == (3.0, 3.0), "three steps, cut by the time limit, all right"
+
+
+def test_mistakes_in_functional_environments_are_sentences():
+    from surefoot.control.environments.select import select_environments
+
+    class TooFew(Counter):
+        def transition(self, state, action, key):
+            return state, self.jnp.zeros(1)
+
+    class WrongShape(Counter):
+        def initial(self, key):
+            return self.jnp.zeros(()), self.jnp.zeros(3)
+
+    for kind, words in (
+        (TooFew, "TooFew cannot be traced: ValueError"),
+        (WrongShape, r"initial's observation has shape \(3,\) where"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            select_environments(kind, backend="auto", num_envs=2, seed=0)

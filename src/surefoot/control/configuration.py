@@ -45,7 +45,7 @@ class RunConfiguration:
     """How many seeds to train, from --seed upwards: in one compiled program with the jax backend, in turn
     elsewhere."""
     out: str | None = None
-    """Folder of the run; by default runs/ALGORITHM-ENV-TIME."""
+    """Folder of the run; by default one under runs/, named after algorithm, environment, time and process."""
     tensorboard: bool = True
     """Write TensorBoard files beside metrics.jsonl."""
 
@@ -83,12 +83,14 @@ class NetworkConfiguration:
 
     def __post_init__(self) -> None:
         _require(all(size >= 1 for size in self.hidden_sizes), f"--hidden-sizes must be positive, but are {self.hidden_sizes}")
+        useless = not self.hidden_sizes and self.activation != "tanh"
+        _require(not useless, "--activation would do nothing without hidden layers; give --hidden-sizes, or leave it out")
         _require(-10 <= self.initial_log_std <= 3, f"--initial-log-std must lie in −10 … 3, but is {self.initial_log_std}")
 
 
 @dataclass(frozen=True)
 class NormalizationConfiguration:
-    """Running scales of observations and rewards, part of the policy that is saved, frozen in evaluation."""
+    """Running scales of observations and rewards. Those of observations are part of the saved policy, frozen in evaluation."""
 
     normalize_observations: bool = True
     """Shift and scale observations by their running mean and standard deviation. Nearly always helps (Andrychowicz et
@@ -105,6 +107,11 @@ class NormalizationConfiguration:
         for name in ("observation_clip", "reward_clip"):
             value = getattr(self, name)
             _require(0 < value < math.inf, f"--{name.replace('_', '-')} must be positive and finite, but is {value}")
+        for switch, clip in (("normalize_observations", "observation_clip"), ("normalize_rewards", "reward_clip")):
+            given = getattr(self, clip)
+            unused = not getattr(self, switch) and given != type(self).__dataclass_fields__[clip].default
+            option = f"--{clip.replace('_', '-')} {given}"
+            _require(not unused, f"{option} would do nothing without --{switch.replace('_', '-')}; add that, or leave it out")
 
 
 @dataclass(frozen=True)
@@ -164,6 +171,8 @@ class PPOConfiguration:
         for name in ("discount", "trace_decay"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"--{name.replace('_', '-')} must lie between 0 and 1, but is {value}")
+        useless = self.recompute_advantages and self.epochs == 1
+        _require(not useless, "--recompute-advantages would do nothing with --epochs 1; take more epochs, or leave it out")
         good = 0 <= self.entropy_coefficient < math.inf
         _require(good, f"--entropy-coefficient must be finite and not negative, but is {self.entropy_coefficient}")
 

@@ -15,7 +15,6 @@ class EpisodeTracker:
     def __init__(self, num_envs: int) -> None:
         self._returns, self._lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
         self.recent: deque[float] = deque(maxlen=RECENT_EPISODES)
-        self.finished = 0
 
     @property
     def mean_return(self) -> float | None:
@@ -40,7 +39,6 @@ class EpisodeTracker:
         self._lengths[going] += lengths[-1, going]
         finished_returns.sort()  # in the order of time, so that "the last 100" means it
         self.recent.extend(value for _, value, _ in finished_returns)
-        self.finished += len(finished_returns)
         done = np.asarray([(value, span) for _, value, span in finished_returns])
         return {
             "episode/return_mean": float(done[:, 0].mean()) if len(done) else None,

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from surefoot.control.configuration import Backend
+from surefoot.control.environments.functional import FunctionalEnvironment, FunctionalOnHost
 from surefoot.control.environments.host import HostEnvironments
 from surefoot.control.environments.pool import Pool
-from surefoot.control.environments.select import Environment, names_callable, select_environments
+from surefoot.control.environments.select import Environment, environment_name, names_callable, select_environments
 from surefoot.control.policies.policy import Policy, load_policy
 from surefoot.errors import UsageError
 
@@ -50,9 +51,7 @@ def evaluate(
     if not 0 <= seed < 2**31:
         raise UsageError(f"--seed must lie between 0 and 2147483647, but is {seed}")
     policy = load_policy(run)
-    name = str(policy.description["env"])
-    if backend == "jax":
-        raise UsageError("--backend jax does not evaluate; take gymnasium-sync, gymnasium or envpool")
+    name = str(policy.description["env"]) if environment is None else environment_name(environment)
     target: Environment = environment or name
     if backend == "gymnasium-sync" and (callable(target) or names_callable(target)):
         backend = "auto"  # a callable decides by what it returns
@@ -62,8 +61,9 @@ def evaluate(
     environments = selection.environments
     if isinstance(environments, Pool):
         environments = environments.on_host()
-    if not isinstance(environments, HostEnvironments):
-        raise UsageError(f"{name} is a pure-JAX environment; evaluate it in a Gymnasium one, passed as `environment`")
+    if isinstance(environments, FunctionalEnvironment):
+        copies = FunctionalOnHost(environments, num_envs=min(episodes, CONCURRENT), seed=seed)
+        environments = HostEnvironments(copies, name=name, seeded=True)
     if environments.spaces != policy.spaces and not _compatible(policy, environments):
         raise UsageError(f"{name} has spaces {environments.spaces}, but the policy was trained on {policy.spaces}")
     try:

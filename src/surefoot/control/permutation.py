@@ -7,7 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from surefoot.equations._library import Array
+from surefoot.equations import Array
 
 INDEX_BITS = 18
 

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
+
+from surefoot.control.configuration import (
+    NetworkConfiguration,
+    NormalizationConfiguration,
+    PPOConfiguration,
+    RunConfiguration,
+    TrainConfiguration,
+)
 
 Preset = dict[str, Any]
 
@@ -61,3 +70,14 @@ PPO["phys2d/Pendulum-v0"] = PPO["Pendulum-v1"]
 def preset_for(env: str | None) -> Preset:
     """The preset of an environment; empty where there is none."""
     return dict(PPO.get(env or "", {}))
+
+
+def configuration_for(env: str, **options: Any) -> TrainConfiguration:
+    """An environment's preset as a configuration; ``options`` are fields of :class:`RunConfiguration` that override it."""
+    chosen = preset_for(env) | {"env": env} | options
+
+    def part(kind: Any) -> Any:
+        return kind(**{f.name: chosen[f.name] for f in fields(kind) if f.name in chosen})
+
+    kinds = (RunConfiguration, NetworkConfiguration, NormalizationConfiguration, PPOConfiguration)
+    return TrainConfiguration(*map(part, kinds))

@@ -9,19 +9,16 @@ into ``final_observations`` instead.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from surefoot.control.environments.host import HostEnvironments
 from surefoot.control.policies.normalization import RunningStatistics, normalize
-from surefoot.control.policies.policy import action_distribution, draw_noise
+from surefoot.control.policies.policy import action_distribution
 from surefoot.control.policies.spaces import Spaces
-from surefoot.equations._library import Array
+from surefoot.equations import Array
 
 
 class Rollout(NamedTuple):
@@ -134,51 +131,3 @@ def collect_compiled(
 
     carry, (observations, *rest) = jax.lax.scan(advance, carry, noises)
     return carry, Rollout(jnp.concatenate([observations, carry.observations[None]]), *rest)
-
-
-class HostCollector:
-    """Collects rollouts from environments that only Python can step; the policy runs in NumPy.
-
-    A call into a compiled program costs more (about 40 µs, and copies both ways) than a small network on a handful of
-    observations (about 15 µs), so the loop makes none: per step, one network, one vector step, one row of each array.
-    """
-
-    def __init__(self, actor: Actor, environments: HostEnvironments, *, length: int, seed: int) -> None:
-        self._actor, self._environments, self._length = actor, environments, length
-        self._generator = np.random.default_rng([seed, 1])
-        self._observations = environments.reset(seed)
-        self._resetting = np.zeros(environments.num_envs, bool)
-
-    def collect(self, parameters: dict[str, np.ndarray], statistics: RunningStatistics) -> tuple[Rollout, dict[str, float]]:
-        """The next T steps, and the seconds spent in environments and inference.
-
-        Raises:
-            EnvironmentFault: an environment raised or returned a number that is not finite.
-        """
-        actor, environments, length, envs = self._actor, self._environments, self._length, self._environments.num_envs
-        action_space = actor.spaces.action
-        noises = draw_noise(self._generator, action_space.noise, (length, envs, action_space.outputs))
-        # Fresh arrays for every rollout: JAX may keep reading the last ones while the next rollout is collected.
-        observations = np.empty((length + 1, envs, actor.spaces.observation_size), np.float32)
-        actions = np.empty((length, envs, *action_space.shape), action_space.dtype)
-        rewards = np.empty((length, envs), np.float32)
-        terminated, truncated, valid = (np.empty((length, envs), bool) for _ in range(3))
-        finals = None if environments.next_step else np.zeros((length, envs, actor.spaces.observation_size), np.float32)
-        inference = 0.0
-        start = time.perf_counter()
-        for t in range(length):
-            before = time.perf_counter()
-            observations[t] = self._observations
-            actions[t] = actor.act(parameters, statistics, observations[t], noises[t])
-            valid[t] = ~self._resetting
-            inference += time.perf_counter() - before
-            outcome = environments.step(action_space.for_environment(actions[t]))
-            self._observations, rewards[t], terminated[t], truncated[t] = outcome[:4]
-            if finals is None:
-                self._resetting = terminated[t] | truncated[t]
-            elif outcome[4] is not None:
-                finals[t] = outcome[4]
-        observations[length] = self._observations
-        total = time.perf_counter() - start
-        rollout = Rollout(observations, actions, rewards, terminated, truncated, valid, finals)
-        return rollout, {"environment": total - inference, "inference": inference}

@@ -21,6 +21,7 @@ from surefoot.control.iterations.fused import FusedIteration
 from surefoot.control.iterations.split import SplitIteration
 from surefoot.control.policies.policy import Policy
 from surefoot.control.policies.spaces import Spaces, describe_spaces
+from surefoot.errors import UsageError
 from surefoot.runs.directory import CONFIGURATION_FILE, SUMMARY_FILE, create_run_folder, write_json
 from surefoot.runs.metrics import MetricsWriter
 from surefoot.runs.progress import Progress
@@ -108,12 +109,21 @@ def _summarize(results: list[dict[str, Any]], folder: Path, *, wanted: int, toge
 
 def make_iteration(configuration: TrainConfiguration, selection: Selection, seeds: list[int]) -> tuple[Iteration, Spaces]:
     """Compile the iteration that fits the environments."""
-    environments = selection.environments
+    environments, name = selection.environments, configuration.run.env
     if isinstance(environments, FunctionalEnvironment):
-        name = configuration.run.env
         spaces = describe_spaces(environments.observation_space, environments.action_space, name=name)
+        _check_policy_options(configuration, spaces)
         return FusedIteration(configuration, environments, spaces, name, seeds=seeds), spaces
+    _check_policy_options(configuration, environments.spaces)
     return SplitIteration(configuration, environments, seed=seeds[0]), environments.spaces
+
+
+def _check_policy_options(configuration: TrainConfiguration, spaces: Spaces) -> None:
+    """Refuse what this action space leaves without effect."""
+    if spaces.action.kind != "box" and configuration.network.initial_log_std != 0:
+        raise UsageError(
+            f"--initial-log-std would do nothing: {configuration.run.env} has {spaces.action.kind} actions; leave it out"
+        )
 
 
 def _train_together(
@@ -146,6 +156,8 @@ def _train_together(
         start = time.perf_counter()
         try:
             for number in range(run.iterations):
+                if stop.signal is not None:
+                    break
                 began = time.perf_counter()
                 outcome = iteration.run(number)
                 completed = number + 1
@@ -161,8 +173,6 @@ def _train_together(
                 progress.update(
                     completed * per_iteration, steps_per_second=rate, mean_return=float(np.mean(known)) if known else None
                 )
-                if stop.signal is not None:
-                    break
         finally:
             # On every way out, a failed environment or a second Ctrl-C included: the learner is that of the last whole
             # iteration.

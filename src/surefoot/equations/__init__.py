@@ -2,6 +2,7 @@
 covers.
 """
 
+from surefoot.equations._library import Array, namespace
 from surefoot.equations.distributions import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
 from surefoot.equations.divergences import kl_k1, kl_k2, kl_k3
 from surefoot.equations.importance import importance_ratio
@@ -21,6 +22,7 @@ from surefoot.equations.returns import (
 )
 
 __all__ = [
+    "Array",
     "Bernoulli",
     "Categorical",
     "DiagonalGaussian",
@@ -38,6 +40,7 @@ __all__ = [
     "masked_mean",
     "masked_sum",
     "n_step_returns",
+    "namespace",
     "squared_value_loss",
     "temporal_difference_residuals",
 ]

@@ -76,6 +76,9 @@ def create_run_folder(folder: str | None, *, name: str) -> Path:
     """
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
     path = Path(folder) if folder else Path("runs") / f"{safe}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    configuration = path / CONFIGURATION_FILE
+    if configuration.exists() and "algorithm" not in read_json(configuration):
+        raise UsageError(f"{configuration} is not a run's, and would be overwritten; choose another --out")
     traces = (METRICS_FILE, POLICY_FOLDER, SUMMARY_FILE, f"seed-*/{METRICS_FILE}")
     if any(True for trace in traces for _ in path.glob(trace)):
         raise UsageError(f"{path} already holds a run; choose another --out or delete that folder")

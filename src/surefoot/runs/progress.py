@@ -58,9 +58,7 @@ class Progress:
         if not self._quiet:
             self._console.print(sentence, soft_wrap=True, markup=False)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self._live is not None:
             self._live.__exit__(kind, error, traceback)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ class StopRequest:
             if self.signal is not None:
                 raise KeyboardInterrupt
             self.signal = number
+            print("stopping after this iteration; once more to stop at once", file=sys.stderr, flush=True)
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

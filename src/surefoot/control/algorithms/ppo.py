@@ -13,21 +13,30 @@ Source: Schulman et al., Proximal Policy Optimization Algorithms (2017).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
+from surefoot.control.algorithms.ppo_state import (
+    Data,
+    Learner,
+    Network,
+    Samples,
+    Schedule,
+    actor_of,
+    initialize,
+    optimizer_of,
+    schedule_at,
+)
 from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.permutation import shuffled_minibatches
-from surefoot.control.policies.networks import Parameters, draw_network, evaluate_network
+from surefoot.control.policies.networks import Parameters, evaluate_network
 from surefoot.control.policies.normalization import RunningStatistics, normalize, running_returns, update_statistics
 from surefoot.control.policies.policy import action_distribution
 from surefoot.control.policies.spaces import Spaces
-from surefoot.control.rollout import Actor, Rollout, split_key
+from surefoot.control.rollout import Rollout, split_key
 from surefoot.equations import (
+    Array,
     clipped_surrogate,
     clipped_value_loss,
     generalized_advantages,
@@ -36,113 +45,27 @@ from surefoot.equations import (
     masked_mean,
     squared_value_loss,
 )
-from surefoot.equations._library import Array
+
+__all__ = [
+    "Data",
+    "Learner",
+    "Metrics",
+    "Network",
+    "Samples",
+    "Schedule",
+    "actor_loss",
+    "actor_of",
+    "critic_loss",
+    "estimate",
+    "improve_actor",
+    "improve_critic",
+    "initialize",
+    "prepare",
+    "schedule_at",
+    "values_of",
+]
 
 Metrics = dict[str, Array]
-
-
-class Network(NamedTuple):
-    """Parameters and the state of their optimiser."""
-
-    parameters: Parameters
-    optimizer: Any
-
-
-class Learner(NamedTuple):
-    """All state of the algorithm: what is not in here does not influence the run."""
-
-    actor: Network
-    critic: Network
-    observations: RunningStatistics
-    rewards: RunningStatistics
-    returns: Array
-    """Discounted return so far of each environment's episode, (N,), for the reward normaliser."""
-    key: Array
-    iteration: Array
-
-
-class Schedule(NamedTuple):
-    """What changes from iteration to iteration by plan."""
-
-    learning_rate: Array
-    clip_range: Array
-
-
-class Data(NamedTuple):
-    """A rollout as the update sees it: normalised, masked slots made harmless; time leading."""
-
-    observations: Array
-    final_observations: Array | None
-    actions: Array
-    log_probabilities: Array
-    rewards: Array
-    terminated: Array
-    truncated: Array
-    valid: Array
-
-
-class Samples(NamedTuple):
-    """Data and estimates with time and environments folded into one axis."""
-
-    observations: Array
-    actions: Array
-    log_probabilities: Array
-    advantages: Array
-    targets: Array
-    values: Array
-    valid: Array
-
-
-def initialize(configuration: TrainConfiguration, spaces: Spaces, seed: int) -> Learner:
-    """A fresh learner; everything random comes from ``seed``."""
-    network, generator = configuration.network, np.random.default_rng([seed, 0])
-
-    def draw(outputs: int, head_gain: float) -> dict[str, np.ndarray]:
-        sizes = (spaces.observation_size, *network.hidden_sizes, outputs)
-        return draw_network(generator, sizes, orthogonal=network.orthogonal_initialization, head_gain=head_gain)
-
-    actor, critic = draw(spaces.action.outputs, 0.01), draw(1, 1.0)
-    if spaces.action.kind == "box":
-        actor["log_std"] = np.full(spaces.action.outputs, network.initial_log_std, np.float32)
-    shape = (spaces.observation_size,)
-    statistics = lambda shape: RunningStatistics(np.zeros(shape, np.float32), np.ones(shape, np.float32), np.float32(0))  # noqa: E731
-    return Learner(
-        actor=Network(actor, _fresh_optimizer(configuration, actor)),
-        critic=Network(critic, _fresh_optimizer(configuration, critic)),
-        observations=statistics(shape),
-        rewards=statistics(()),
-        returns=np.zeros(configuration.run.num_envs, np.float32),
-        key=np.asarray([0, seed], np.uint32),
-        iteration=np.int32(0),
-    )
-
-
-def _optimizer(configuration: TrainConfiguration) -> optax.GradientTransformation:
-    """Gradient to direction; the learning rate, which changes, is applied by the caller."""
-    limit = configuration.ppo.max_gradient_norm
-    clip = optax.identity() if limit is None else optax.clip_by_global_norm(limit)
-    return optax.chain(clip, optax.scale_by_adam(eps=configuration.ppo.adam_epsilon))
-
-
-def _fresh_optimizer(configuration: TrainConfiguration, parameters: dict[str, np.ndarray]) -> Any:
-    # Adam starts from zeros, and NumPy's zeros need no compilation.
-    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), jax.eval_shape(_optimizer(configuration).init, parameters))
-
-
-def actor_of(configuration: TrainConfiguration, spaces: Spaces) -> Actor:
-    """How the policy acts."""
-    clip = configuration.normalization.observation_clip if configuration.normalization.normalize_observations else None
-    return Actor(spaces, configuration.network.activation, clip)
-
-
-def schedule_at(configuration: TrainConfiguration, iteration: int) -> Schedule:
-    """The plan's values in one iteration."""
-    left = 1 - iteration / configuration.run.iterations
-    settings = configuration.ppo
-    return Schedule(
-        np.float32(settings.learning_rate * (left if settings.learning_rate_schedule == "linear" else 1)),
-        np.float32(settings.clip_range * (left if settings.clip_range_schedule == "linear" else 1)),
-    )
 
 
 def values_of(configuration: TrainConfiguration, critic: Parameters, observations: Array) -> Array:
@@ -160,7 +83,7 @@ def prepare(
     include it.
 
     Returns:
-        the learner with its statistics, key and counter moved on; the data; sample numbers, (passes, minibatches,
+        the learner with its statistics and key moved on; the data; sample numbers, (passes, minibatches,
         minibatch size).
     """
     actor, settings, scale = actor_of(configuration, spaces), configuration.ppo, configuration.normalization
@@ -184,9 +107,7 @@ def prepare(
     keys = split_key(learner.key)
     order = shuffled_minibatches(keys.order, slots, epochs=settings.epochs, minibatch_size=settings.minibatch_size)
     passes = settings.epochs if settings.recompute_advantages else 1
-    learner = learner._replace(
-        observations=statistics, rewards=reward_statistics, returns=returns, key=keys.following, iteration=learner.iteration + 1
-    )
+    learner = learner._replace(observations=statistics, rewards=reward_statistics, returns=returns, key=keys.following)
     data = Data(
         observations=observations,
         final_observations=finals,
@@ -284,7 +205,7 @@ def critic_loss(configuration: TrainConfiguration, parameters: Parameters, batch
 def _descend(
     configuration: TrainConfiguration, network: Network, gradients: Parameters, learning_rate: Array
 ) -> tuple[Network, Array]:
-    directions, optimizer = _optimizer(configuration).update(gradients, network.optimizer)
+    directions, optimizer = optimizer_of(configuration).update(gradients, network.optimizer)
     parameters = jax.tree.map(lambda p, d: p - learning_rate * d, network.parameters, directions)
     return Network(parameters, optimizer), optax.tree.norm(gradients)
 

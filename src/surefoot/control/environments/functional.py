@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from surefoot.control.rollout import EnvironmentStep, ScanCarry
-from surefoot.equations._library import Array
+from surefoot.equations import Array
 from surefoot.errors import UsageError
 
 
@@ -129,3 +129,54 @@ def functional_carry(environment: FunctionalEnvironment, *, num_envs: int, key: 
 
     states, observations = jax.vmap(one)(jax.random.split(key, num_envs))
     return ScanCarry(states, observations, jnp.zeros(num_envs, bool))
+
+
+class FunctionalOnHost:
+    """N copies stepped from Python, one compiled call a step: what evaluation uses."""
+
+    def __init__(self, environment: FunctionalEnvironment, *, num_envs: int, seed: int) -> None:
+        self.observation_space, self.action_space = environment.observation_space, environment.action_space
+        self.num_envs = num_envs
+        self._carry = functional_carry(environment, num_envs=num_envs, key=jax.random.PRNGKey(seed))
+        self._step = jax.jit(functional_step(environment))
+
+    def reset(self) -> tuple[Array, dict[str, Any]]:
+        """The first observations; the episodes began with the seed."""
+        return self._carry.observations, {}
+
+    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        """A step of all, in next-step mode."""
+        states, observations, rewards, terminated, truncated = self._step(self._carry.environments, actions)
+        self._carry = ScanCarry(states, observations, terminated | truncated)
+        return observations, rewards, terminated, truncated, {}
+
+
+def check_functional(environment: FunctionalEnvironment, *, name: str) -> None:
+    """Trace one step of an environment, so that a mistake in it becomes a sentence.
+
+    Raises:
+        UsageError: it raises, returns another number of values, or values of other shapes than its spaces say.
+    """
+    key = jax.ShapeDtypeStruct((2,), jnp.uint32)
+    action = jnp.asarray(environment.action_space.sample())
+    expected = environment.observation_space.shape
+    try:
+        state, observation = jax.eval_shape(environment.initial, key)
+        following, later, reward, terminated = jax.eval_shape(environment.transition, state, action, key)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise UsageError(
+            f"{name} cannot be traced: {type(error).__name__}: {reason}; initial(key) returns (state, observation), and"
+            " transition(state, action, key) returns (state, observation, reward, terminated)"
+        ) from error
+    for what, value, shape in (
+        ("initial's observation", observation, expected),
+        ("transition's observation", later, expected),
+        ("its reward", reward, ()),
+        ("terminated", terminated, ()),
+    ):
+        if jnp.shape(value) != shape:
+            raise UsageError(f"{name}: {what} has shape {jnp.shape(value)} where {shape} is right")
+    before, after = (jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), s) for s in (state, following))
+    if before != after:
+        raise UsageError(f"{name}: transition's state differs in structure, shape or type from initial's: {after} and {before}")

@@ -18,7 +18,7 @@ import numpy as np
 from surefoot.control.environments.host import HostEnvironments, environment_seed
 from surefoot.control.policies.spaces import Spaces, describe_spaces
 from surefoot.control.rollout import EnvironmentStep, ScanCarry
-from surefoot.equations._library import Array
+from surefoot.equations import Array
 from surefoot.errors import UsageError
 
 

@@ -14,7 +14,7 @@ import gymnasium
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from surefoot.control.configuration import Backend
-from surefoot.control.environments.functional import FunctionalEnvironment, make_functional
+from surefoot.control.environments.functional import FunctionalEnvironment, check_functional, make_functional
 from surefoot.control.environments.host import HostEnvironments, NameFaults
 from surefoot.control.environments.pool import Pool, has_task, is_installed
 from surefoot.errors import UsageError
@@ -106,7 +106,7 @@ def _gymnasium(name: str, specification: Any, *, backend: str, num_envs: int) ->
 
 
 def _pool(name: str, num_envs: int, seed: int) -> Pool | HostEnvironments:
-    pool = Pool(name, num_envs=num_envs, seed=seed)
+    pool = _named(name, lambda: Pool(name, num_envs=num_envs, seed=seed))
     return pool if pool.compiles else pool.on_host()
 
 
@@ -171,6 +171,7 @@ def _from_callable(factory: Callable[..., Any], name: str, *, backend: Backend, 
         raise UsageError(f"--backend {backend} cannot step {name}, which returns {type(first).__name__}; take auto or {kind}")
     notices = (f"backend {kind}, from what {name} returns",)
     if isinstance(first, FunctionalEnvironment):
+        check_functional(first, name=name)
         return Selection(first, kind, notices)
     if isinstance(first, gymnasium.Env):
         made = [first]  # the first call's environment becomes number 0, so that the callable runs N times for N environments

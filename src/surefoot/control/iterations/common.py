@@ -13,7 +13,7 @@ from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.environments.host import describe_fault
 from surefoot.control.policies.spaces import Spaces
 from surefoot.control.rollout import Rollout
-from surefoot.equations._library import Array
+from surefoot.equations import Array
 from surefoot.errors import EnvironmentFault, RunError
 
 Seconds = dict[str, float]

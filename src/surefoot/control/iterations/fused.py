@@ -31,7 +31,7 @@ class FusedIteration:
         *,
         seeds: list[int],
     ) -> None:
-        self._configuration, self._name = configuration, name
+        self._configuration, self._name, self._count = configuration, name, len(seeds)
         run, actor = configuration.run, ppo.actor_of(configuration, spaces)
         self._shape = (run.rollout_length, run.num_envs, spaces.observation_size)
         learners = [ppo.initialize(configuration, spaces, seed) for seed in seeds]
@@ -83,7 +83,7 @@ class FusedIteration:
         """See :class:`Iteration`."""
         everyone = jax.tree.map(np.asarray, self.learner)
         take = lambda i: jax.tree.map(lambda x: x[i], everyone)  # noqa: E731
-        return [take(i) for i in range(len(everyone.iteration))]
+        return [take(i) for i in range(self._count)]
 
     def close(self) -> None:
         """Nothing to release."""

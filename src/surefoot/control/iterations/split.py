@@ -25,9 +25,10 @@ from surefoot.control.iterations.common import (
     start_update,
     still_finite,
 )
+from surefoot.control.iterations.host_loop import HostCollector
 from surefoot.control.iterations.timing import fastest, inference_program
 from surefoot.control.policies.spaces import Spaces
-from surefoot.control.rollout import HostCollector, Rollout, ScanCarry, collect_compiled
+from surefoot.control.rollout import Rollout, ScanCarry, collect_compiled
 
 
 class SplitIteration:

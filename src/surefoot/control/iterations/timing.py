@@ -11,7 +11,7 @@ import numpy as np
 
 from surefoot.control.algorithms import ppo
 from surefoot.control.rollout import NOISES, Actor
-from surefoot.equations._library import Array
+from surefoot.equations import Array
 
 
 def inference_program(actor: Actor, learner: ppo.Learner, *, envs: int, length: int) -> tuple[Any, tuple[Any, ...]]:

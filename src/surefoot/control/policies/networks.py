@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from surefoot.equations._library import Array, namespace
+from surefoot.equations import Array, namespace
 
 Parameters = dict[str, Array]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from surefoot.equations._library import Array, namespace
+from surefoot.equations import Array, namespace
 
 VARIANCE_FLOOR = 1e-8
 LARGEST = 1e15

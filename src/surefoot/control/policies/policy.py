@@ -13,10 +13,9 @@ import numpy as np
 from surefoot.control.policies.networks import evaluate_network
 from surefoot.control.policies.normalization import RunningStatistics, normalize
 from surefoot.control.policies.spaces import Spaces
-from surefoot.equations import Distribution
-from surefoot.equations._library import Array
+from surefoot.equations import Array, Distribution
 from surefoot.errors import UsageError
-from surefoot.runs.directory import POLICY_FOLDER, read_json, write_json, write_whole
+from surefoot.runs.directory import CONFIGURATION_FILE, POLICY_FOLDER, write_json, write_whole
 
 WEIGHTS_FILE = "policy.safetensors"
 DESCRIPTION_FILE = "policy.json"
@@ -145,8 +144,9 @@ def load_policy(run: str | Path) -> Policy:
     run = Path(run)
     path = run / POLICY_FOLDER / WEIGHTS_FILE
     if not path.exists():
-        if run.exists() and (run / "config.json").exists():
-            read_json(run / "config.json")
+        if seeds := sorted(p.parent.name for p in run.glob(f"seed-*/{POLICY_FOLDER}")):
+            raise UsageError(f"{run} holds several seeds; give the folder of one, such as {run / seeds[0]}")
+        if (run / CONFIGURATION_FILE).exists():
             raise UsageError(f"{run} holds a run without a policy: it was stopped before its first update was saved")
         raise UsageError(f"{run} is not a run: there is no {path}; give the folder that `surefoot train` printed")
     try:

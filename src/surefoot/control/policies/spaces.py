@@ -6,10 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces as gym_spaces
 
-from surefoot.equations import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
-from surefoot.equations._library import Array, namespace
+from surefoot.equations import Array, Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical, namespace
 from surefoot.errors import UsageError
 
 LARGEST_BOUND = 1e6
@@ -124,6 +122,10 @@ def describe_spaces(observation_space: Any, action_space: Any, *, name: str) -> 
     Raises:
         UsageError: a space is of another kind; the sentence says which wrapper helps.
     """
+    from gymnasium import (
+        spaces as gym_spaces,
+    )  # not at the top: a saved policy needs the rest of this module, and no environment
+
     if not isinstance(observation_space, gym_spaces.Box) or len(observation_space.shape) != 1:
         raise UsageError(
             f"{name} has observations {observation_space}, and only vectors (a one-dimensional Box) are supported;"
