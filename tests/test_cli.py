@@ -156,9 +156,8 @@ def test_a_missing_extra_is_one_sentence():
 
 
 def test_output_that_cannot_be_written_is_one_sentence():
-    done = subprocess.run(
-        [sys.executable, "-m", "surefoot", "--help"], stdout=open("/dev/full", "w"), stderr=subprocess.PIPE, text=True
-    )  # noqa: SIM115
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "surefoot", "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert "No space left on device" in done.stderr
     assert "Traceback" not in done.stderr

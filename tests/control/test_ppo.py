@@ -79,6 +79,26 @@ def test_masked_slots_reach_nothing():
     assert same(metrics, poisoned_metrics)
 
 
+def test_statistics_take_in_what_the_policy_saw():
+    """The rows that it acted on, resets left out; and the rewards' scale is that of the discounted returns, this rollout included."""
+    configuration = configure(discount=0.9)
+    learner = jax.tree.map(jnp.asarray, ppo.initialize(configuration, DISCRETE, 0))
+    rollout = jax.tree.map(jnp.asarray, random_rollout(configuration, DISCRETE))
+    after, data, _ = ppo.prepare(configuration, DISCRETE, learner, rollout)
+    valid = np.asarray(rollout.valid)
+    seen = np.asarray(rollout.observations, np.float64)[:-1][valid]
+    np.testing.assert_allclose(after.observations.mean, seen.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(after.observations.variance, seen.var(axis=0), rtol=1e-4)
+    totals, running = [], np.zeros(valid.shape[1])
+    ended = np.asarray(rollout.terminated | rollout.truncated)
+    for t in range(len(valid)):
+        running = np.where(valid[t], 0.9 * running + np.asarray(rollout.rewards[t]), running)
+        totals += running[valid[t]].tolist()
+        running = np.where(ended[t], 0, running)
+    np.testing.assert_allclose(np.asarray(data.rewards)[valid], np.asarray(rollout.rewards)[valid] / np.std(totals), rtol=1e-4)
+    np.testing.assert_allclose(after.returns, running, atol=1e-5)
+
+
 def test_valid_slots_count_alone():
     """The mean over a minibatch with masked samples is that over the others: the denominator is their number."""
     configuration, learner, rollout = ready(DISCRETE, advantage_normalization="none")

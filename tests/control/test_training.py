@@ -118,8 +118,8 @@ def test_no_tensorboard_means_none(tmp_path):
 
 def test_episode_tracker_against_a_loop():
     rng, envs = np.random.default_rng(0), 3
-    tracker, returns, lengths = EpisodeTracker(envs), np.zeros(envs), np.zeros(envs, int)
-    for _ in range(6):
+    tracker, returns, lengths, recent = EpisodeTracker(envs), np.zeros(envs), np.zeros(envs, int), []
+    for _ in range(20):
         rewards, ended, valid = rng.normal(size=(20, envs)), rng.random((20, envs)) < 0.15, rng.random((20, envs)) < 0.8
         done = []
         for t in range(20):
@@ -131,6 +131,8 @@ def test_episode_tracker_against_a_loop():
                     returns[e], lengths[e] = 0, 0
         got = tracker.take(rewards, ended, valid)
         assert got["episode/finished"] == len(done)
+        recent += [r for r, _ in done]
+        np.testing.assert_allclose(tracker.recent, recent[-100:])
         np.testing.assert_allclose(got["episode/return_mean"], np.mean([r for r, _ in done]))
         np.testing.assert_allclose(got["episode/length_mean"], np.mean([n for _, n in done]))
 
@@ -364,7 +366,7 @@ def test_options_without_effect_are_refused(tmp_path):
 
 def test_several_seeds_are_evaluated_one_by_one(tmp_path):
     train(configure(backend="jax", out=str(tmp_path / "all"), seeds=2, total_steps=64), quiet=True)
-    with pytest.raises(UsageError, match="holds several seeds; give the folder of one, such as .*seed-0"):
+    with pytest.raises(UsageError, match=r"holds several seeds; give the folder of one, such as .*seed-0"):
         evaluate(tmp_path / "all")
 
 
