@@ -37,7 +37,7 @@ class EpisodeTracker:
         going = ~ends.any(axis=0)
         self._returns[going] += returns[-1, going]
         self._lengths[going] += lengths[-1, going]
-        finished_returns.sort()  # in the order of time, so that "the last 100" means it
+        finished_returns.sort(key=lambda episode: episode[0])  # in the order of time, so that "the last 100" means it
         self.recent.extend(value for _, value, _ in finished_returns)
         done = np.asarray([(value, span) for _, value, span in finished_returns])
         return {
