@@ -91,6 +91,15 @@ def limit() -> list[str]:
     return [*lines, "", f"Matrix rate: {report['matrix_gigaflops_per_second']:.0f} GFLOP/s. Per rollout of 2048 steps."]
 
 
+def ablation() -> list[str]:
+    lines = ["| Pendulum-v1, 200,000 steps, 5 seeds | interquartile mean | 95 % interval |", "|---|---|---|"]
+    for row in load("control_ablation.json")["rows"]:
+        option = f" (`{row['options']}`)" if row["options"] else ""
+        interval = f"{number(row['low'])} … {number(row['high'])}"
+        lines.append(f"| {row['variant']}{option} | {number(row['interquartile_mean'])} | {interval} |")
+    return lines
+
+
 def memory() -> list[str]:
     report = load("control_memory.json")
     return [
@@ -100,8 +109,8 @@ def memory() -> list[str]:
 
 
 def main() -> None:
-    makers = {"learning": learning, "seeds": seeds, "speed": speed, "limit": limit, "memory": memory}
-    for page in (HERE.parent / "README.md", HERE / "README.md"):
+    makers = {"learning": learning, "seeds": seeds, "speed": speed, "limit": limit, "memory": memory, "ablation": ablation}
+    for page in (HERE.parent / "README.md", HERE / "README.md", HERE.parent / "docs" / "ppo.md"):
         text = page.read_text()
         for name, make in makers.items():
             pattern = rf"<!-- results:{name} -->.*?<!-- end -->"

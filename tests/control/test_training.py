@@ -86,13 +86,6 @@ def test_what_is_logged(tmp_path):
         "schedule": ("learning_rate", "clip_range"),
         "speed": [f"{part}steps_per_second" for part in ("", "environment_", "inference_", "update_")],
     }
-    groups = {
-        "episode": ("return_mean", "length_mean"),
-        "policy": ("objective", "entropy", "approximate_kl", "clip_fraction", "gradient_norm"),
-        "critic": ("loss", "explained_variance", "gradient_norm"),
-        "schedule": ("learning_rate", "clip_range"),
-        "speed": [f"{part}steps_per_second" for part in ("", "environment_", "inference_", "update_")],
-    }
     wanted = [f"{group}/{name}" for group, names in groups.items() for name in names]
     for name in wanted:
         assert any(line[name] is not None for line in lines), name
