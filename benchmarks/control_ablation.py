@@ -2,9 +2,9 @@
 
     python benchmarks/control_ablation.py             # about five minutes on two cores
 
-Five seeds of Pendulum-v1 in one compiled program per variant; the result is the mean return of the last 100 training episodes, as interquartile mean
-over seeds with a 95 % bootstrap interval. One small task shows that an option works and roughly what it costs there; it decides nothing about
-others. Writes benchmarks/results/control_ablation.json.
+Five seeds of Pendulum-v1 in one compiled program per variant; the result is the mean return of the last 100 training
+episodes, as interquartile mean over seeds with a 95 % bootstrap interval. One small task shows that an option works
+and roughly what it costs there; it decides nothing about others. Writes benchmarks/results/control_ablation.json.
 """
 
 from __future__ import annotations
