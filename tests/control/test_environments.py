@@ -48,6 +48,12 @@ def test_envpool_without_the_task():
         choose("GymV21Environment-v0", "envpool")
 
 
+def test_gymnasium_without_a_vectorised_version_says_what_it_does_instead():
+    selection = choose("Acrobot-v1", "gymnasium")
+    assert selection.backend == "gymnasium-sync"
+    assert "no vectorised version of Acrobot-v1" in selection.notices[0]
+
+
 def test_functional_ids_take_jax():
     assert choose("phys2d/Pendulum-v0").backend == "jax"
     assert isinstance(choose("CartPole-v1", "jax").environments, FunctionalEnvironment)

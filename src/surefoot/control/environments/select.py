@@ -69,20 +69,23 @@ def select_environments(
     if backend == "envpool":
         return Selection(_pool(name, num_envs, seed), "envpool", ("backend envpool",))
     specification = _specification(name)
+    vectorized = specification.vector_entry_point is not None
     if backend == "auto":
         if has_task(name):
             notice = f"backend envpool, which is installed and has {name}; --backend gymnasium would step Gymnasium's own"
             return Selection(_pool(name, num_envs, seed), "envpool", (notice,))
-        vectorized = specification.vector_entry_point is not None
         backend = "gymnasium" if vectorized else "gymnasium-sync"
         notices = [
             f"backend {backend}, Gymnasium's {'own vectorised version' if vectorized else 'environments, one after the other'}"
         ]
         if not is_installed() and str(specification.entry_point).startswith(POOLED):
             notices.append(f"EnvPool would step {name} faster: pip install 'surefoot[envpool]'")
+    elif backend == "gymnasium" and not vectorized:
+        backend = "gymnasium-sync"
+        notices = [f"backend gymnasium-sync: Gymnasium has no vectorised version of {name}"]
     else:
         notices = [f"backend {backend}"]
-    return Selection(_gymnasium(name, specification, backend=backend, num_envs=num_envs), backend, tuple(notices))
+    return Selection(_gymnasium(name, backend=backend, num_envs=num_envs), backend, tuple(notices))
 
 
 def _specification(name: str) -> Any:
@@ -94,8 +97,8 @@ def _specification(name: str) -> Any:
         raise UsageError(f"there is no environment {name}: {error}; give a Gymnasium id or package.module:callable") from None
 
 
-def _gymnasium(name: str, specification: Any, *, backend: str, num_envs: int) -> HostEnvironments:
-    if backend == "gymnasium" and specification.vector_entry_point is not None:
+def _gymnasium(name: str, *, backend: str, num_envs: int) -> HostEnvironments:
+    if backend == "gymnasium":
         environments: VectorEnv = _named(
             name, partial(gymnasium.make_vec, name, num_envs, vectorization_mode="vector_entry_point")
         )
