@@ -12,6 +12,7 @@ import time
 import pytest
 
 from surefoot.cli import main
+from surefoot.control.algorithms import ALGORITHMS
 
 TINY = "--num-envs 4 --rollout-length 16 --minibatch-size 16 --epochs 1 --hidden-sizes 8 --backend gymnasium"
 
@@ -73,7 +74,20 @@ def test_presets_set_defaults_and_options_override(tmp_path):
         ("train ppo --env CartPole-v1 --minibatch-size 100 --backend gymnasium", "does not divide"),
         ("train ppo --env CartPole-v1 --discount 2", "--discount must lie between 0 and 1, but is 2.0"),
         ("train ppo", "--env is missing"),
-        ("train trpo --env CartPole-v1", "there is no algorithm 'trpo'; there is ppo"),
+        (
+            "train sarsa --env CartPole-v1",
+            "there is no algorithm 'sarsa'; there are reinforce, actor-critic, a2c, trpo and ppo",
+        ),
+        ("train a2c --env CartPole-v1 --epochs 3", "surefoot train a2c has no option --epochs"),
+        ("train a2c --env CartPole-v1 --weight best", "best"),
+        ("train a2c --env CartPole-v1 --n-steps 3", "--n-steps would do nothing: --weight gae does not read n"),
+        ("train ppo --env CartPole-v1 --kl-target 0.1", "--kl-target would do nothing: --kl-penalty none has no target"),
+        (
+            "train reinforce --env CartPole-v1 --critic-learning-rate 0.1",
+            "--critic-learning-rate would do nothing: --weight reward-to-go trains no critic",
+        ),
+        ("train trpo --env CartPole-v1 --max-kl 0", "--max-kl must be positive, but is 0"),
+        ("train a2c --env CartPole-v1 --optimizer sgd --adam-epsilon 1e-3", "--adam-epsilon would do nothing"),
         ("trian", "there is no command 'trian'"),
         ("evaluate nowhere", "nowhere is not a run"),
         ("evaluate nowhere --episodes 0", "--episodes must be at least 1"),
@@ -97,7 +111,7 @@ def test_help_names_every_command_and_no_other(capsys):
     text = capsys.readouterr().out
     commands = [line.split()[0] for line in text.split("commands:\n")[1].splitlines() if line.startswith("  ")]
     assert commands == ["train", "evaluate", "demo"]
-    for command in ("train ppo", "evaluate", "demo"):
+    for command in (*(f"train {algorithm}" for algorithm in ALGORITHMS), "evaluate", "demo"):
         done = run(f"{command} --help")
         assert done.returncode == 0
         assert "--json" in done.stdout

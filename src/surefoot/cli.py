@@ -12,21 +12,14 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import tyro
 
-from surefoot.control.configuration import (
-    Backend,
-    NetworkConfiguration,
-    NormalizationConfiguration,
-    PPOConfiguration,
-    RunConfiguration,
-    TrainConfiguration,
-)
-from surefoot.control.presets import configuration_for, preset_for
+from surefoot.control.algorithms import ALGORITHMS, Algorithm
+from surefoot.control.configuration import Backend, TrainConfiguration
 from surefoot.errors import RunError, UsageError
 
 STARTED = time.time()
@@ -42,17 +35,6 @@ class Output:
     """Print one JSON object as the last line of standard output."""
     quiet: bool = False
     """No progress."""
-
-
-@dataclass(frozen=True)
-class TrainPPO:
-    """Train a policy with proximal policy optimisation (clipped surrogate)."""
-
-    run: tyro.conf.OmitArgPrefixes[RunConfiguration]
-    network: tyro.conf.OmitArgPrefixes[NetworkConfiguration] = field(default_factory=NetworkConfiguration)
-    normalization: tyro.conf.OmitArgPrefixes[NormalizationConfiguration] = field(default_factory=NormalizationConfiguration)
-    ppo: tyro.conf.OmitArgPrefixes[PPOConfiguration] = field(default_factory=PPOConfiguration)
-    output: tyro.conf.OmitArgPrefixes[Output] = field(default_factory=Output)
 
 
 @dataclass(frozen=True)
@@ -89,9 +71,9 @@ HELP = """usage: surefoot COMMAND ...
 Policy optimisation that never takes a step it cannot trust.
 
 commands:
-  train ppo --env ID   train a policy in a Gymnasium environment
-  evaluate RUN         run a trained policy for whole episodes
-  demo                 train PPO on CartPole-v1 and show that it learns
+  train ALGORITHM --env ID   train a policy in a Gymnasium environment
+  evaluate RUN               run a trained policy for whole episodes
+  demo                       train PPO on CartPole-v1 and show that it learns
 
 `surefoot COMMAND --help` lists a command's options.
 """
@@ -173,7 +155,7 @@ def _parse(kind: Any, arguments: list[str], *, program: str, default: Any = None
     return parsed
 
 
-MAY_BE_NONE = ("--max-gradient-norm", "--value-clip-range", "--target-kl")
+MAY_BE_NONE = ("--max-gradient-norm", "--value-clip-range", "--target-kl", "--clip-range", "--critic-learning-rate")
 
 
 def _spell_none(arguments: list[str]) -> list[str]:
@@ -210,28 +192,50 @@ def _option_names(kind: Any) -> list[str]:
 
 def _train(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: surefoot train ppo --env ID ...\n\nalgorithms: ppo (`surefoot train ppo --help` lists its options)")
+        print("usage: surefoot train ALGORITHM --env ID ...\n\nalgorithms:")
+        for algorithm in ALGORITHMS.values():
+            print(f"  {algorithm.name:<14} {algorithm.summary}")
+        print("\n`surefoot train ALGORITHM --help` lists an algorithm's options.")
         return DONE if arguments else WRONG_INPUT
-    if arguments[0] != "ppo":
-        raise UsageError(f"there is no algorithm {arguments[0]!r}; there is ppo")
-    arguments = arguments[1:]
+    if arguments[0] not in ALGORITHMS:
+        *most, last = ALGORITHMS
+        raise UsageError(f"there is no algorithm {arguments[0]!r}; there are {', '.join(most)} and {last}")
+    algorithm, arguments = ALGORITHMS[arguments[0]], arguments[1:]
     env = _value_of("--env", arguments)
     if env is None and not {"-h", "--help"} & set(arguments):
         raise UsageError("--env is missing; give a Gymnasium id such as --env CartPole-v1")
-    preset = preset_for(env)
-    chosen: TrainPPO = _parse(TrainPPO, arguments, program="surefoot train ppo", default=_defaults(env))
-    configuration = TrainConfiguration(chosen.run, chosen.network, chosen.normalization, chosen.ppo)
-    if preset and not chosen.output.quiet:
-        settings = configuration.as_dict()
-        used = [f"{k} {settings[k]}" for k, v in preset.items() if settings[k] == v]
-        changed = [f"{k} {settings[k]} instead of {v}" for k, v in preset.items() if settings[k] != v]
-        print(
-            f"preset for {env}: {', '.join(used)}" + (f"; by option: {', '.join(changed)}" if changed else ""), file=sys.stderr
-        )
+    configuration, output = _training_options(algorithm, env, arguments)
+    if not output.quiet:
+        _tell_preset(algorithm, configuration)
     from surefoot.control.training import train
 
-    result = train(configuration, quiet=chosen.output.quiet, started=STARTED)
-    return _report_training(result, as_json=chosen.output.json)
+    result = train(configuration, quiet=output.quiet, started=STARTED)
+    return _report_training(result, as_json=output.json)
+
+
+def _training_options(algorithm: Algorithm, env: str | None, arguments: list[str]) -> tuple[TrainConfiguration, Output]:
+    """The options of one algorithm: the parts of its configuration side by side, each with its preset's defaults."""
+    defaults = algorithm.configure(env or "ID")
+    parts = {**defaults.parts(), "output": Output()}
+    members = [(name, tyro.conf.OmitArgPrefixes[type(part)], field(default=part)) for name, part in parts.items()]
+    kind = make_dataclass(f"Train{algorithm.name}", members, frozen=True)
+    kind.__doc__ = algorithm.summary
+    chosen = _parse(kind, arguments, program=f"surefoot train {algorithm.name}", default=kind(**parts))
+    configuration = replace(defaults, **{name: getattr(chosen, name) for name in defaults.parts()})
+    for name, reason in configuration.idle_options().items():
+        option = f"--{name.replace('_', '-')}"
+        if any(argument.split("=")[0] in (option, option.replace("--", "--no-", 1)) for argument in arguments):
+            raise UsageError(f"{option} would do nothing: {reason}; leave it out")
+    return configuration, chosen.output
+
+
+def _tell_preset(algorithm: Algorithm, configuration: TrainConfiguration) -> None:
+    env, settings = configuration.run.env, configuration.as_dict()
+    if not (preset := algorithm.preset_for(env)):
+        return
+    used = [f"{k} {settings[k]}" for k, v in preset.items() if settings[k] == v]
+    changed = [f"{k} {settings[k]} instead of {v}" for k, v in preset.items() if settings[k] != v]
+    print(f"preset for {env}: {', '.join(used)}" + (f"; by option: {', '.join(changed)}" if changed else ""), file=sys.stderr)
 
 
 def _value_of(option: str, arguments: list[str]) -> str | None:
@@ -243,12 +247,6 @@ def _value_of(option: str, arguments: list[str]) -> str | None:
         elif argument.startswith(option + "="):
             value = argument.partition("=")[2]
     return value
-
-
-def _defaults(env: str | None) -> TrainPPO:
-    """The options' defaults: the preset's where there is one."""
-    preset = configuration_for(env or "ID")
-    return TrainPPO(preset.run, preset.network, preset.normalization, preset.ppo)
 
 
 def _report_training(result: dict[str, Any], *, as_json: bool) -> int:

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from surefoot.control.algorithms import configuration_for
 from surefoot.control.evaluation import evaluate
-from surefoot.control.presets import configuration_for
 from surefoot.control.training import train
 from surefoot.runs.directory import METRICS_FILE
 from surefoot.runs.metrics import read_metrics
@@ -23,7 +23,7 @@ def run_demo(*, out: str | None, seed: int, quiet: bool, started: float) -> dict
         the training result, with ``evaluation`` and whether the task was ``learned`` (a mean return of at least 475).
     """
     out = out or f"runs/demo-{time.strftime('%Y%m%d-%H%M%S')}"
-    configuration = configuration_for(ENV, out=out, seed=seed)
+    configuration = configuration_for("ppo", ENV, out=out, seed=seed)
     say = (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr))
     say(f"1. PPO on {ENV}: keep a pole upright for 500 steps; {configuration.run.total_steps:,} steps of experience")
     result = train(configuration, quiet=quiet, started=started)

@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import replace
 from functools import partial
 
 import jax
 import numpy as np
 
-from surefoot.control.algorithms import ppo
-from surefoot.control.configuration import (
-    NetworkConfiguration,
-    NormalizationConfiguration,
-    PPOConfiguration,
-    RunConfiguration,
-    TrainConfiguration,
-)
+from surefoot.control.algorithms import ALGORITHMS
+from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.policies.spaces import ActionSpace, Spaces
 from surefoot.control.rollout import Rollout
+from surefoot.control.update.state import Learner, schedule_at
+from surefoot.control.update.whole import whole_update
 
 DEFAULTS = {
     "env": "CartPole-v1",
     "num_envs": 4,
     "rollout_length": 16,
     "total_steps": 256,
-    "minibatch_size": 16,
-    "epochs": 2,
     "hidden_sizes": (8,),
     "tensorboard": False,
 }
+PASSES = {"minibatch_size": 16, "epochs": 2}
 
 
-def configure(**options) -> TrainConfiguration:
-    """A tiny configuration with any option of any part."""
-    options = DEFAULTS | options
-    kinds = (RunConfiguration, NetworkConfiguration, NormalizationConfiguration, PPOConfiguration)
-    names = [{f.name for f in fields(kind)} for kind in kinds]
-    assert not set(options) - set().union(*names), "a typo in a test"
-    parts = [kind(**{k: v for k, v in options.items() if k in own}) for kind, own in zip(kinds, names, strict=True)]
-    return TrainConfiguration(*parts)
+def configure(algorithm: str = "ppo", **options) -> TrainConfiguration:
+    """A tiny configuration with any option of any part; no preset."""
+    plain = replace(ALGORITHMS[algorithm], presets={})
+    passes = PASSES if plain.passes is not None else {}
+    return plain.configure(**DEFAULTS | passes | options)
 
 
 DISCRETE = Spaces(3, ActionSpace("discrete", (2,), start=(0,)))
@@ -75,12 +67,10 @@ def random_rollout(configuration: TrainConfiguration, spaces: Spaces, seed: int 
     )
 
 
-def update(configuration: TrainConfiguration, spaces: Spaces, learner: ppo.Learner, rollout: Rollout, number: int = 0):
+def update(configuration: TrainConfiguration, spaces: Spaces, learner: Learner, rollout: Rollout, number: int = 0):
     """One whole update; returns the learner and the metrics."""
-    from surefoot.control.iterations.common import whole_update
-
     program = jax.jit(partial(whole_update, configuration, spaces))
-    learner, metrics, *_ = program(learner, rollout, ppo.schedule_at(configuration, number))
+    learner, metrics, _ = program(learner, rollout, schedule_at(configuration, number))
     return learner, metrics
 
 

@@ -154,17 +154,17 @@ def test_compiled_rollouts_are_what_python_sees(env_id):
 
     import jax
 
-    from surefoot.control.algorithms import ppo
     from surefoot.control.rollout import collect_compiled
+    from surefoot.control.update.state import actor_of, initialize
     from tests.control.helpers import configure
 
     compiled, plain = (pool.Pool(env_id, num_envs=3, seed=5) for _ in range(2))
     host = plain.on_host()
     configuration = configure(env=env_id, num_envs=3, rollout_length=60, minibatch_size=60)
-    learner = ppo.initialize(configuration, compiled.spaces, 0)
+    learner = initialize(configuration, compiled.spaces, 0)
     carry, step = compiled.start()
     with compiled.precision():
-        program = jax.jit(partial(collect_compiled, ppo.actor_of(configuration, compiled.spaces), step, length=60))
+        program = jax.jit(partial(collect_compiled, actor_of(configuration, compiled.spaces), step, length=60))
         carry, rollout = program(carry, learner.actor.parameters, learner.observations, learner.key)
     np.testing.assert_array_equal(rollout.observations[0], host.reset(5).astype(np.float32))
     resetting = np.zeros(3, bool)

@@ -12,10 +12,10 @@ import torch
 from gymnasium import spaces as gym_spaces
 from scipy import stats
 
-from surefoot.control.permutation import INDEX_BITS, shuffled_minibatches
 from surefoot.control.policies.networks import draw_network, evaluate_network
 from surefoot.control.policies.normalization import RunningStatistics, normalize, running_returns, update_statistics
 from surefoot.control.policies.spaces import ActionSpace, Spaces, describe_spaces
+from surefoot.control.update.permutation import INDEX_BITS, shuffled_minibatches
 from surefoot.errors import UsageError
 
 VECTOR = gym_spaces.Box(-1, 1, (3,))

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from surefoot.control.algorithms import ppo
 from surefoot.control.environments.select import select_environments
 from surefoot.control.iterations.split import SplitIteration
+from surefoot.control.update.estimation import values_of
 from tests.control import toys
 from tests.control.helpers import configure
 
@@ -31,8 +31,8 @@ def trained(factory, steps=12_000, **options):
 
     def value(*observations):
         seen = np.asarray(observations, np.float32)[:, None]
-        parameters = {k: np.asarray(v) for k, v in learner.critic.parameters.items()}
-        return ppo.values_of(configuration, parameters, seen)
+        parameters = {k: np.asarray(v) for k, v in learner.critic.parameters["v"].items()}
+        return values_of(configuration, parameters, seen)
 
     def action(*observations):
         from surefoot.control.policies.policy import action_distribution

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from surefoot.control.algorithms import ppo
 from surefoot.control.environments.functional import functional_carry, functional_step, make_functional
 from surefoot.control.environments.host import HostEnvironments
 from surefoot.control.iterations.host_loop import HostCollector
 from surefoot.control.policies.spaces import describe_spaces
 from surefoot.control.rollout import collect_compiled
+from surefoot.control.update.estimation import estimate, prepare
+from surefoot.control.update.state import actor_of, initialize
 from surefoot.errors import EnvironmentFault
 from tests.control.helpers import configure
 from tests.control.toys import Faulty, Walk
@@ -25,7 +26,7 @@ ENVS, LENGTH = 3, 40
 
 
 def collect(environments, configuration, learner, length=LENGTH):
-    actor = ppo.actor_of(configuration, environments.spaces)
+    actor = actor_of(configuration, environments.spaces)
     collector = HostCollector(actor, environments, length=length, seed=0)
     return collector.collect(learner.actor.parameters, learner.observations)[0]
 
@@ -41,18 +42,18 @@ def test_advantages_are_equal_in_every_autoreset_mode():
     sequences = {}
     for mode in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED):
         environments = walks(mode)
-        learner = ppo.initialize(configuration, environments.spaces, 0)
+        learner = initialize(configuration, environments.spaces, 0)
         rollout = collect(environments, configuration, learner)
         learner, traced = jax.tree.map(jnp.asarray, (learner, rollout))
-        _, data, _ = ppo.prepare(configuration, environments.spaces, learner, traced)
-        samples, _ = ppo.estimate(configuration, learner.critic.parameters, data)
+        _, data, _ = prepare(configuration, environments.spaces, learner, traced)
+        samples, _ = estimate(configuration, environments.spaces, learner.critic.parameters, data)
         shape = rollout.rewards.shape
         ended = rollout.terminated | rollout.truncated
         sequences[mode] = []
         for env in range(ENVS):
             rows = np.flatnonzero(rollout.valid[:, env])
             rows = rows[: np.flatnonzero(ended[rows, env])[-1] + 1]  # whole episodes
-            columns = [np.asarray(x).reshape(*shape)[rows, env] for x in (samples.advantages, samples.targets)]
+            columns = [np.asarray(x).reshape(*shape)[rows, env] for x in (samples.weights, samples.targets)]
             sequences[mode].append(np.stack([*columns, rollout.rewards[rows, env], rollout.observations[rows, env, 0]]))
     reference = sequences[AutoresetMode.NEXT_STEP]
     for others in sequences.values():
@@ -65,7 +66,7 @@ def test_advantages_are_equal_in_every_autoreset_mode():
 def test_next_step_resets_are_masked():
     environments = walks(AutoresetMode.NEXT_STEP)
     configuration = configure(num_envs=ENVS, rollout_length=LENGTH, minibatch_size=40)
-    rollout = collect(environments, configuration, ppo.initialize(configuration, environments.spaces, 0))
+    rollout = collect(environments, configuration, initialize(configuration, environments.spaces, 0))
     # Episodes of 3 (terminal) and 4 steps (cut), each followed by one slot that only resets.
     pattern = [True] * 3 + [False] + [True] * 4 + [False]
     expected = (pattern * LENGTH)[:LENGTH]
@@ -82,8 +83,8 @@ def test_masks_go_on_across_rollouts():
     """An episode that ends with the last step of a rollout resets in the first slot of the next."""
     environments = walks(AutoresetMode.NEXT_STEP)
     configuration = configure(num_envs=ENVS, rollout_length=3, minibatch_size=9)
-    learner = ppo.initialize(configuration, environments.spaces, 0)
-    collector = HostCollector(ppo.actor_of(configuration, environments.spaces), environments, length=3, seed=0)
+    learner = initialize(configuration, environments.spaces, 0)
+    collector = HostCollector(actor_of(configuration, environments.spaces), environments, length=3, seed=0)
     first, _ = collector.collect(learner.actor.parameters, learner.observations)
     second, _ = collector.collect(learner.actor.parameters, learner.observations)
     assert first.terminated[2].all()
@@ -97,9 +98,9 @@ def functional_rollout(env_id, seed, length=600, envs=2):
     configuration = configure(
         env=env_id, num_envs=envs, rollout_length=length, normalize_observations=False, minibatch_size=100
     )
-    learner = ppo.initialize(configuration, spaces, seed)
+    learner = initialize(configuration, spaces, seed)
     carry = functional_carry(environment, num_envs=envs, key=learner.key)
-    actor = ppo.actor_of(configuration, spaces)
+    actor = actor_of(configuration, spaces)
     _, rollout = jax.jit(partial(collect_compiled, actor, functional_step(environment), length=length))(
         carry, learner.actor.parameters, learner.observations, learner.key
     )
@@ -159,7 +160,7 @@ def test_faults_are_named(what, words):
     assert len(made) == 2
     configuration = configure(num_envs=2, rollout_length=16)
     with pytest.raises(EnvironmentFault, match=words):
-        collect(environments, configuration, ppo.initialize(configuration, environments.spaces, 0), length=16)
+        collect(environments, configuration, initialize(configuration, environments.spaces, 0), length=16)
 
 
 class IntegerFlags(SyncVectorEnv):

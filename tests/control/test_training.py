@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import surefoot
-from surefoot.control.configuration import RunConfiguration, TrainConfiguration
+from surefoot.control.configuration import PassesConfiguration, RunConfiguration
 from surefoot.control.evaluation import evaluate
 from surefoot.control.policies.policy import load_policy
 from surefoot.control.training import EpisodeTracker, train
@@ -331,7 +331,7 @@ def test_configuration_mistakes_are_named():
     with pytest.raises(
         UsageError, match=r"--minibatch-size 100 does not divide a rollout of 8 × 256 = 2048 steps; 128 is the nearest"
     ):
-        TrainConfiguration(run(), ppo=replace(configure().ppo, minibatch_size=100))
+        replace(configure(), run=run(), passes=PassesConfiguration(minibatch_size=100))
     with pytest.raises(UsageError, match="--reward-clip must be positive and finite, but is inf"):
         configure(reward_clip=float("inf"))
     with pytest.raises(UsageError, match="--seed must lie between 0 and 2147483647, but runs from 2147483647 to 2147483648"):

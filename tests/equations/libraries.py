@@ -64,6 +64,6 @@ LIBRARIES = [
     NUMPY,
     Library("strict", array_api_strict.asarray, lambda x: np.from_dlpack(x) if hasattr(x, "__dlpack__") else np.asarray(x)),
     Library("jax", jax_array, np.asarray),
-    Library("torch", lambda x: torch.from_numpy(np.ascontiguousarray(x)), lambda x: x.detach().numpy()),
+    Library("torch", lambda x: torch.from_numpy(np.array(x)), lambda x: x.detach().numpy()),
 ]
 AUTOGRAD = LIBRARIES[2:]

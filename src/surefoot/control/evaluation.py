@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,11 +48,50 @@ def evaluate(
     Raises:
         UsageError: there is no policy, no such environment, or its spaces are not the policy's.
     """
+    check_request(episodes=episodes, seed=seed)
+    policy = load_policy(run)
+    opened = open_environments(policy, backend=backend, episodes=episodes, seed=seed, environment=environment)
+    generator = np.random.default_rng([seed, 2])
+    act = partial(policy, deterministic=deterministic, generator=generator)
+    try:
+        returns, lengths = _returns_and_lengths(play(act, opened.environments, episodes, seed=seed))
+    finally:
+        opened.environments.close()
+    return {
+        "env": opened.name,
+        "episodes": episodes,
+        "mean_return": float(returns.mean()),
+        "std_return": float(returns.std()),
+        "mean_length": float(lengths.mean()),
+        "deterministic": deterministic,
+        "backend": opened.backend,
+    }
+
+
+def check_request(*, episodes: int, seed: int) -> None:
+    """Raise UsageError where a number is out of range."""
     if episodes < 1:
         raise UsageError(f"--episodes must be at least 1, but is {episodes}")
     if not 0 <= seed < 2**31:
         raise UsageError(f"--seed must lie between 0 and 2147483647, but is {seed}")
-    policy = load_policy(run)
+
+
+class Opened(NamedTuple):
+    """Environments to run a saved policy in."""
+
+    name: str
+    environments: HostEnvironments
+    backend: str
+
+
+def open_environments(
+    policy: Policy, *, backend: Backend, episodes: int, seed: int, environment: Environment | None = None
+) -> Opened:
+    """Make as many environments as ``episodes`` need, whatever the policy was trained on; the caller closes them.
+
+    Raises:
+        UsageError: there is no such environment, or its spaces are not the policy's.
+    """
     name = str(policy.description["env"]) if environment is None else environment_name(environment)
     target: Environment = environment or name
     if backend == "gymnasium-sync" and (callable(target) or names_callable(target)):
@@ -66,19 +107,7 @@ def evaluate(
         environments = HostEnvironments(copies, name=name, seeded=True)
     if environments.spaces != policy.spaces and not _compatible(policy, environments):
         raise UsageError(f"{name} has spaces {environments.spaces}, but the policy was trained on {policy.spaces}")
-    try:
-        returns, lengths = _play(policy, environments, episodes, deterministic=deterministic, seed=seed)
-    finally:
-        environments.close()
-    return {
-        "env": name,
-        "episodes": episodes,
-        "mean_return": float(returns.mean()),
-        "std_return": float(returns.std()),
-        "mean_length": float(lengths.mean()),
-        "deterministic": deterministic,
-        "backend": selection.backend,
-    }
+    return Opened(name, environments, selection.backend)
 
 
 def _compatible(policy: Policy, environments: HostEnvironments) -> bool:
@@ -91,31 +120,53 @@ def _compatible(policy: Policy, environments: HostEnvironments) -> bool:
     )
 
 
-def _play(
-    policy: Policy, environments: HostEnvironments, episodes: int, *, deterministic: bool, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns and lengths of exactly ``episodes`` episodes.
+class Step(NamedTuple):
+    """What one step of all environments brought; each field has one row per environment."""
+
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    next_observations: np.ndarray
+    """True next ones, final ones included; the environments may overwrite them at the next step."""
+    counts: np.ndarray
+    """Whether the row is a step of one of the episodes asked for: no reset, nor an episode beyond them."""
+
+
+def play(
+    act: Callable[[np.ndarray], np.ndarray], environments: HostEnvironments, episodes: int, *, seed: int
+) -> Iterator[Step]:
+    """Play exactly ``episodes`` episodes, step by step.
 
     Each environment gets its share of them beforehand: taking the first to finish would favour the short ones.
+
+    Args:
+        act: from observations to the environments' actions.
+        environments: what is stepped.
+        episodes: how many.
+        seed: of the environments.
     """
-    generator = np.random.default_rng([seed, 2])
     envs = environments.num_envs
     quota = np.full(envs, episodes // envs) + (np.arange(envs) < episodes % envs)
-    returns, lengths = np.zeros(envs), np.zeros(envs, np.int64)
-    finished: list[tuple[float, int]] = []
     resetting = np.zeros(envs, bool)
     observations = environments.reset(EVALUATION_SEED + seed)
     while quota.any():
-        actions = policy(observations, deterministic=deterministic, generator=generator)
-        observations, rewards, terminated, truncated, _ = environments.step(actions)
-        counts = ~resetting
-        returns += np.where(counts, rewards, 0.0)
-        lengths += counts
-        ended = (terminated | truncated) & counts
-        for i in np.flatnonzero(ended):
-            if quota[i] > 0:
-                quota[i] -= 1
-                finished.append((float(returns[i]), int(lengths[i])))
-            returns[i], lengths[i] = 0.0, 0
+        observations, rewards, terminated, truncated, finals = environments.step(act(observations))
+        ended = (terminated | truncated) & ~resetting
+        following = observations if finals is None else np.where(ended[:, None], finals, observations)
+        yield Step(rewards, terminated, truncated, following, ~resetting & (quota > 0))
+        quota -= ended & (quota > 0)
         resetting = ended if environments.next_step else resetting
+
+
+def _returns_and_lengths(steps: Iterable[Step]) -> tuple[np.ndarray, np.ndarray]:
+    """Of every episode, in the order in which they ended."""
+    returns: Any = 0.0
+    lengths: Any = 0
+    finished: list[tuple[float, int]] = []
+    for step in steps:
+        returns = returns + np.where(step.counts, step.rewards, 0.0)
+        lengths = lengths + step.counts
+        ended = (step.terminated | step.truncated) & step.counts
+        finished += [(float(returns[i]), int(lengths[i])) for i in np.flatnonzero(ended)]
+        returns, lengths = np.where(ended, 0.0, returns), np.where(ended, 0, lengths)
     return np.asarray([r for r, _ in finished]), np.asarray([length for _, length in finished])

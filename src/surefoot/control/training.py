@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from surefoot.control.algorithms import ppo
 from surefoot.control.compilation import use_persistent_cache
 from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.environments.functional import FunctionalEnvironment
+from surefoot.control.environments.pool import Pool
 from surefoot.control.environments.select import Environment, Selection, environment_name, select_environments
 from surefoot.control.episodes import EpisodeTracker
 from surefoot.control.iterations.common import Iteration, Outcome
@@ -21,6 +21,7 @@ from surefoot.control.iterations.fused import FusedIteration
 from surefoot.control.iterations.split import SplitIteration
 from surefoot.control.policies.policy import Policy
 from surefoot.control.policies.spaces import Spaces, describe_spaces
+from surefoot.control.update.state import Learner, Schedule, schedule_at
 from surefoot.errors import UsageError
 from surefoot.runs.directory import CONFIGURATION_FILE, SUMMARY_FILE, create_run_folder, write_json
 from surefoot.runs.metrics import MetricsWriter
@@ -36,7 +37,7 @@ def train(
     quiet: bool = False,
     started: float | None = None,
 ) -> dict[str, Any]:
-    """Train with PPO and keep the run in a folder.
+    """Train, and keep the run in a folder.
 
     Args:
         configuration: what to train and how.
@@ -60,7 +61,7 @@ def train(
     use_persistent_cache()
     seeds = list(range(run.seed, run.seed + run.seeds))
     selection = select_environments(wanted, backend=run.backend, num_envs=run.num_envs, seed=run.seed)
-    folder = create_run_folder(run.out, name=f"ppo-{environment_name(wanted)}")
+    folder = create_run_folder(run.out, name=f"{configuration.algorithm}-{environment_name(wanted)}")
     write_json(folder / CONFIGURATION_FILE, configuration.as_dict())
     with StopRequest().listening() as stop:
         if len(seeds) == 1:
@@ -115,6 +116,8 @@ def make_iteration(configuration: TrainConfiguration, selection: Selection, seed
         _check_policy_options(configuration, spaces)
         return FusedIteration(configuration, environments, spaces, name, seeds=seeds), spaces
     _check_policy_options(configuration, environments.spaces)
+    if isinstance(environments, Pool) and configuration.rollouts_per_report > 1:
+        return FusedIteration(configuration, environments, environments.spaces, name, seeds=seeds), environments.spaces
     return SplitIteration(configuration, environments, seed=seeds[0]), environments.spaces
 
 
@@ -140,7 +143,7 @@ def _train_together(
     iteration, spaces = make_iteration(configuration, selection, list(folders))
     trackers = [EpisodeTracker(run.num_envs) for _ in folders]
     acted, completed = [0] * count, 0
-    per_iteration = run.num_envs * run.rollout_length
+    iterations, together = configuration.iterations, configuration.rollouts_per_report
     with ExitStack() as stack:
         stack.callback(iteration.close)
         writers = []
@@ -148,30 +151,31 @@ def _train_together(
             single = replace(configuration, run=replace(run, seed=seed, seeds=1, out=str(below)))
             write_json(below / CONFIGURATION_FILE, single.as_dict())
             writers.append(stack.enter_context(MetricsWriter(below, tensorboard=run.tensorboard)))
-        label = f"ppo {run.env}" + (f" × {count} seeds" if count > 1 else "")
-        progress = stack.enter_context(Progress(label, run.iterations * per_iteration, quiet=quiet))
+        label = f"{configuration.algorithm} {run.env}" + (f" × {count} seeds" if count > 1 else "")
+        progress = stack.enter_context(Progress(label, iterations * configuration.slots, quiet=quiet))
         for notice in selection.notices:
             progress.say(notice)
         startup = time.time() - started
         start = time.perf_counter()
         try:
-            for number in range(run.iterations):
+            for number in range(0, iterations, together):
                 if stop.signal is not None:
                     break
                 began = time.perf_counter()
                 outcome = iteration.run(number)
-                completed = number + 1
+                completed = number + together
                 seconds = time.perf_counter() - began
-                schedule = ppo.schedule_at(configuration, number)
+                plan = planned(configuration, schedule_at(configuration, number))
                 for i, (tracker, writer) in enumerate(zip(trackers, writers, strict=True)):
                     real = int(outcome.valid[i].sum())
                     acted[i] += real
-                    counts = {"iteration": completed, "steps": acted[i], "slots": completed * per_iteration}
-                    writer.write(acted[i], counts | _report(outcome, i, tracker, seconds=seconds, real=real, schedule=schedule))
+                    counts = {"iteration": completed, "steps": acted[i], "slots": completed * configuration.slots}
+                    speed = {"speed/steps_per_second": real / seconds}
+                    writer.write(acted[i], counts | _report(outcome, i, tracker, real=real) | plan | speed)
                 known = [t.mean_return for t in trackers if t.mean_return is not None]
                 rate = sum(acted) / (time.perf_counter() - start)
                 progress.update(
-                    completed * per_iteration, steps_per_second=rate, mean_return=float(np.mean(known)) if known else None
+                    completed * configuration.slots, steps_per_second=rate, mean_return=float(np.mean(known)) if known else None
                 )
         finally:
             # On every way out, a failed environment or a second Ctrl-C included: the learner is that of the last whole
@@ -182,7 +186,7 @@ def _train_together(
     results = []
     for below, steps, tracker in zip(folders.values(), acted, trackers, strict=True):
         result = {
-            "algorithm": "ppo",
+            "algorithm": configuration.algorithm,
             "env": run.env,
             "backend": selection.backend,
             "total_steps": steps,
@@ -191,28 +195,32 @@ def _train_together(
             "steps_per_second": steps / trained if trained > 0 else None,
             "mean_return": tracker.mean_return,
             "run": str(below),
-            "interrupted": completed < run.iterations,
+            "interrupted": completed < iterations,
         }
         write_json(below / SUMMARY_FILE, result)
         results.append(result)
     return results
 
 
-def _report(
-    outcome: Outcome, i: int, tracker: EpisodeTracker, *, seconds: float, real: int, schedule: ppo.Schedule
-) -> dict[str, float | None]:
-    """One iteration's metrics of one seed."""
+def _report(outcome: Outcome, i: int, tracker: EpisodeTracker, *, real: int) -> dict[str, float | None]:
+    """One report's metrics of one seed, which acted in ``real`` steps."""
     ended = outcome.terminated[i] | outcome.truncated[i]
     report: dict[str, float | None] = tracker.take(outcome.rewards[i], ended, outcome.valid[i])
     report |= {name: float(values[i]) for name, values in outcome.metrics.items()}
-    report |= {"schedule/learning_rate": float(schedule.learning_rate), "schedule/clip_range": float(schedule.clip_range)}
-    report["speed/steps_per_second"] = real / seconds
     for part, spent in outcome.seconds.items():
         report[f"speed/{part}_steps_per_second"] = real / spent if spent > 0 else None
     return report
 
 
-def _policy_of(configuration: TrainConfiguration, spaces: Spaces, backend: str, learner: ppo.Learner, steps: int) -> Policy:
+def planned(configuration: TrainConfiguration, schedule: Schedule) -> dict[str, float]:
+    """The plan's values that this run reads, as metrics."""
+    settings = configuration.as_dict()
+    reads = {"learning_rate": True, "critic_learning_rate": settings.get("critic_learning_rate") is not None}
+    reads |= {"clip_range": settings.get("clip_range") is not None, "max_kl": "max_kl" in settings}
+    return {f"schedule/{name}": float(getattr(schedule, name)) for name, read in reads.items() if read}
+
+
+def _policy_of(configuration: TrainConfiguration, spaces: Spaces, backend: str, learner: Learner, steps: int) -> Policy:
     normalizes = configuration.normalization.normalize_observations
     return Policy(
         spaces=spaces,
@@ -220,5 +228,5 @@ def _policy_of(configuration: TrainConfiguration, spaces: Spaces, backend: str, 
         parameters=learner.actor.parameters,
         observation_statistics=learner.observations if normalizes else None,
         observation_clip=configuration.normalization.observation_clip,
-        description={"algorithm": "ppo", "env": configuration.run.env, "backend": backend, "steps": steps},
+        description={"algorithm": configuration.algorithm, "env": configuration.run.env, "backend": backend, "steps": steps},
     )

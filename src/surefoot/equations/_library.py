@@ -7,6 +7,7 @@ log-sum-exp.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import array_api_compat
@@ -100,3 +101,17 @@ def reverse_linear_recurrence(*, coefficients: Array, terms: Array) -> Array:
         )
         span *= 2
     return terms
+
+
+def repeat(count: int, step: Callable[[Any], Any], state: Any) -> Any:
+    """``step`` applied ``count`` times: a loop inside the program under JAX, where a Python loop would be compiled as many
+    times; a Python loop elsewhere.
+    """
+    first = next(iter(state))
+    if array_api_compat.is_jax_array(first):
+        import jax
+
+        return jax.lax.fori_loop(0, count, lambda _, s: step(s), state)
+    for _ in range(count):
+        state = step(state)
+    return state

@@ -1,7 +1,8 @@
 """Distributions over actions: immutable, built from a network's outputs, sampled from noise that the caller draws.
 
 Taking the noise as an argument makes sampling a pure function: every draw has an explicit key or generator, and the
-same noise gives the same action in every library. Each class names the noise it wants in ``noise``; its shape is that
+same noise gives the same action in every library. Nothing is cached on an instance: under JAX, what was computed inside one
+traced function must not turn up in another. Each class names the noise it wants in ``noise``; its shape is that
 of the parameters.
 
 All four share one interface: ``sample(noise)``, ``mode()``, ``log_probability(actions)``, ``entropy()`` and
@@ -11,7 +12,6 @@ All four share one interface: ``sample(noise)``, ``mode()``, ``log_probability(a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar, Protocol
 
 from jaxtyping import Bool, Float, Int, Num
@@ -62,7 +62,7 @@ class Categorical:
     mask: Bool[Array, "*batch n"] | None = None
     noise: ClassVar[str] = "gumbel"
 
-    @cached_property
+    @property
     def log_probabilities(self) -> Float[Array, "*batch n"]:
         """Log p(k) for every k, in nats; about −1e9 where masked."""
         logits = self.logits
@@ -165,7 +165,7 @@ class MultiCategorical:
         starts = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
         return [x[..., start : start + size] for start, size in zip(starts, self.sizes, strict=True)]
 
-    @cached_property
+    @property
     def parts(self) -> list[Categorical]:
         """One :class:`Categorical` per part."""
         masks = [None] * len(self.sizes) if self.mask is None else self._split(self.mask)

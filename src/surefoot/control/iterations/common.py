@@ -1,18 +1,16 @@
-"""What every iteration shares: its report, faults, and the update in one piece."""
+"""What every iteration shares: its report, and faults."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from surefoot.control.algorithms import ppo
 from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.environments.host import describe_fault
-from surefoot.control.policies.spaces import Spaces
 from surefoot.control.rollout import Rollout
+from surefoot.control.update.state import Learner, Metrics
 from surefoot.equations import Array
 from surefoot.errors import EnvironmentFault, RunError
 
@@ -29,7 +27,7 @@ class Faults(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What an iteration leaves to report; arrays have a leading axis of seeds."""
+    """What the rollouts of one report leave behind; arrays have a leading axis of seeds, and T covers all rollouts."""
 
     metrics: dict[str, np.ndarray]
     """(seeds,)"""
@@ -39,23 +37,23 @@ class Outcome(NamedTuple):
     truncated: np.ndarray
     valid: np.ndarray
     seconds: Seconds
-    """environment, inference and update."""
+    """environment, inference and update, where they can be told apart."""
 
 
 class Iteration(Protocol):
-    """Something that trains by one iteration at a time."""
+    """Something that trains by one report's rollouts at a time."""
 
-    learner: ppo.Learner
+    learner: Learner
 
     def run(self, number: int) -> Outcome:
-        """Collect and update once.
+        """Collect and update, once for each rollout of a report, from iteration ``number`` on.
 
         Raises:
             EnvironmentFault: an environment failed; the learner is as it was before.
         """
         ...
 
-    def learners(self) -> list[ppo.Learner]:
+    def learners(self) -> list[Learner]:
         """The learner of each seed as it is now, in NumPy."""
         ...
 
@@ -64,7 +62,7 @@ class Iteration(Protocol):
         ...
 
 
-def report_of(metrics: ppo.Metrics, rollout: Rollout) -> dict[str, Any]:
+def report_of(metrics: Metrics, rollout: Rollout) -> dict[str, Any]:
     """What an :class:`Outcome` takes from an iteration's programs."""
     return {
         "metrics": metrics,
@@ -101,62 +99,35 @@ def raise_faults(faults: Faults, name: str, shape: tuple[int, int, int], number:
         raise EnvironmentFault(describe_fault(name, "a reward", int(step), int(environment), (), float(faults.reward_value)))
 
 
-def start_update(
-    configuration: TrainConfiguration, spaces: Spaces, learner: ppo.Learner, rollout: Rollout
-) -> tuple[ppo.Learner, ppo.Data, ppo.Samples, tuple[Array, ...], ppo.Metrics, Faults]:
-    """Everything of the update before the first gradient."""
-    learner, data, order = ppo.prepare(configuration, spaces, learner, rollout)
-    samples, metrics = ppo.estimate(configuration, learner.critic.parameters, data)
-    return learner, data, samples, tuple(order), metrics, find_faults(rollout)
+def raise_first_fault(faults: Faults, name: str, shape: tuple[int, int, int], number: int) -> None:
+    """:func:`raise_faults` for arrays of shape (seeds, rollouts), the first of which is of iteration ``number``."""
+    for one in zip(*(values for values in faults), strict=True):
+        for i, fault in enumerate(zip(*one, strict=True)):
+            raise_faults(Faults(*fault), name, shape, number + i)
 
 
-def whole_update(
-    configuration: TrainConfiguration, spaces: Spaces, learner: ppo.Learner, rollout: Rollout, schedule: ppo.Schedule
-) -> tuple[ppo.Learner, ppo.Metrics, Faults, Array]:
-    """The update in one piece: what the pieces that run side by side compute, one after the other.
+def merge_reports(report: dict[str, Any]) -> dict[str, Any]:
+    """Reports of several rollouts, (seeds, rollouts, …), to one: rollouts one after the other, metrics as their mean.
 
-    Returns:
-        the learner, the metrics, the rollout's faults, and whether every parameter is still finite.
+    A metric that is undefined in some rollouts is the mean over the others.
     """
-    learner, data, samples, orders, metrics, faults = start_update(configuration, spaces, learner, rollout)
-
-    def one_pass(
-        state: tuple[ppo.Network, ppo.Network, Array], order: Array, samples: ppo.Samples
-    ) -> tuple[tuple[ppo.Network, ppo.Network, Array], tuple[ppo.Metrics, ppo.Metrics]]:
-        actor, critic, stopped = state
-        actor, stopped, of_actor = ppo.improve_actor(configuration, spaces, actor, stopped, samples, order, schedule)
-        critic, of_critic = ppo.improve_critic(configuration, critic, samples, order, schedule)
-        return (actor, critic, stopped), (of_actor, of_critic)
-
-    state = (learner.actor, learner.critic, jnp.bool_(False))
-    if len(orders) == 1:
-        state, sums = one_pass(state, orders[0], samples)
-    else:
-        # A scan, so that the pass is compiled once whatever the number of epochs.
-        state, per_pass = jax.lax.scan(
-            lambda s, o: one_pass(s, o, ppo.estimate(configuration, s[1].parameters, data, samples.values)[0]),
-            state,
-            jnp.stack(orders),
-        )
-        sums = jax.tree.map(lambda x: x.sum(axis=0), per_pass)
-    metrics = metrics | mean_metrics(sums[0]) | mean_metrics(sums[1])
-    finite = still_finite(*sums, passes=len(orders))
-    return learner._replace(actor=state[0], critic=state[1]), metrics, faults, finite
-
-
-def still_finite(of_actor: ppo.Metrics, of_critic: ppo.Metrics, *, passes: int) -> Array:
-    """Whether actor and critic ended every pass with finite parameters."""
-    return (of_actor["finite"] == passes) & (of_critic["finite"] == passes)
+    metrics = {}
+    for name, values in report["metrics"].items():
+        known = np.isfinite(values)
+        if name.endswith("_max"):
+            metrics[name] = values.max(axis=1)
+        elif known.all():
+            metrics[name] = values.mean(axis=1)
+        else:
+            total, count = np.where(known, values, 0).sum(axis=1), known.sum(axis=1)
+            metrics[name] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    joined = {k: v.reshape(v.shape[0], -1, v.shape[-1]) for k, v in report.items() if k != "metrics"}
+    return {"metrics": metrics, **joined}
 
 
 def diverged(configuration: TrainConfiguration, number: int) -> RunError:
     """The error for an update that left numbers that are not finite."""
     return RunError(
         f"the update of iteration {number + 1} left parameters that are not finite; lower --learning-rate"
-        f" ({configuration.ppo.learning_rate:g}) or set --max-gradient-norm and --target-kl; the policy from before it is kept"
+        f" ({configuration.optimizer.learning_rate:g}) or set --max-gradient-norm; the policy from before it is kept"
     )
-
-
-def mean_metrics(sums: ppo.Metrics) -> ppo.Metrics:
-    """Sums over minibatches to means over those that were looked at, of which there is at least one."""
-    return {name: value / sums["minibatches"] for name, value in sums.items() if name not in ("minibatches", "finite")}

@@ -10,35 +10,52 @@ from typing import Any
 import jax
 import numpy as np
 
-from surefoot.control.algorithms import ppo
 from surefoot.control.compilation import compile_all, forget
 from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.environments.host import HostEnvironments
 from surefoot.control.environments.pool import Pool
 from surefoot.control.iterations.common import (
+    Faults,
     Outcome,
     Seconds,
     diverged,
-    mean_metrics,
+    find_faults,
+    merge_reports,
     raise_faults,
     report_of,
-    start_update,
-    still_finite,
 )
 from surefoot.control.iterations.host_loop import HostCollector
 from surefoot.control.iterations.timing import fastest, inference_program
 from surefoot.control.policies.spaces import Spaces
 from surefoot.control.rollout import Rollout, ScanCarry, collect_compiled
+from surefoot.control.update.descent import improve_critic
+from surefoot.control.update.estimation import estimate
+from surefoot.control.update.state import Learner, Metrics, Schedule, actor_of, initialize, schedule_at
+from surefoot.control.update.whole import (
+    ActorProgress,
+    advance_actor,
+    begin_update,
+    combine_passes,
+    mean_metrics,
+    still_finite,
+    whole_update,
+)
 
 
 class SplitIteration:
-    """Environments outside the update: Python's, or an EnvPool inside a small compiled rollout."""
+    """Environments outside the update: Python's, or an EnvPool inside a small compiled rollout.
+
+    An update of several passes, or with a natural step, runs as two programs on two threads; a single step of a small
+    network costs less than handing it over, and stays in one.
+    """
 
     def __init__(self, configuration: TrainConfiguration, environments: HostEnvironments | Pool, *, seed: int) -> None:
         self._configuration, self._environments = configuration, environments
         self.spaces = spaces = environments.spaces
-        run, actor = configuration.run, ppo.actor_of(configuration, environments.spaces)
-        self.learner = ppo.initialize(configuration, spaces, seed)
+        run, actor = configuration.run, actor_of(configuration, environments.spaces)
+        self.learner = initialize(configuration, spaces, seed)
+        self._together = configuration.rollouts_per_report
+        self._apart = configuration.passes is not None and bool(configuration.weight.critics)
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="critic")
         self._shape = (run.rollout_length, run.num_envs, spaces.observation_size)
         self._inference = 0.0
@@ -66,19 +83,30 @@ class SplitIteration:
         on_host = isinstance(self._environments, HostEnvironments)
         finals = on_host and not self._environments.next_step  # type: ignore[union-attr]
         rollout = rollout_shapes(configuration, spaces, finals=finals)
-        start = jax.jit(partial(start_update, configuration, spaces))
-        _, data, samples, orders, _, _ = jax.eval_shape(start, learner, rollout)
-        schedule = ppo.schedule_at(configuration, 0)
-        actor = jax.jit(partial(ppo.improve_actor, configuration, spaces))
-        critic = jax.jit(partial(ppo.improve_critic, configuration))
+        schedule = schedule_at(configuration, 0)
+        if not self._apart:
+
+            def update(learner: Learner, rollout: Rollout, schedule: Schedule) -> tuple[Learner, Metrics, Any, Faults]:
+                return *whole_update(configuration, spaces, learner, rollout, schedule), find_faults(rollout)
+
+            return {"update": (jax.jit(update), (learner, rollout, schedule))}
+
+        def start(learner: Learner, rollout: Rollout) -> tuple[Any, ...]:
+            return *begin_update(configuration, spaces, learner, rollout), find_faults(rollout)
+
+        jitted = jax.jit(start)
+        _, data, samples, orders, _, _ = jax.eval_shape(jitted, learner, rollout)
+        actor = jax.jit(partial(advance_actor, configuration, spaces))
+        critic = jax.jit(partial(improve_critic, configuration, spaces))
+        progress = ActorProgress(learner.actor, learner.kl_coefficient, np.bool_(False))
         programs: dict[str, tuple[Any, tuple[Any, ...]]] = {
-            "start": (start, (learner, rollout)),
-            "actor": (actor, (learner.actor, np.bool_(False), samples, orders[0], schedule)),
+            "start": (jitted, (learner, rollout)),
+            "actor": (actor, (progress, samples, orders[0], schedule, np.bool_(True))),
             "critic": (critic, (learner.critic, samples, orders[0], schedule)),
         }
-        if configuration.ppo.recompute_advantages:
-            estimate = jax.jit(partial(ppo.estimate, configuration))
-            programs["estimate"] = (estimate, (learner.critic.parameters, data, samples.values))
+        if len(orders) > 1:
+            again = jax.jit(partial(estimate, configuration, spaces))
+            programs["estimate"] = (again, (learner.critic.parameters, data, samples.values))
         return programs
 
     def _rollout(self) -> tuple[Rollout, Seconds]:
@@ -96,14 +124,34 @@ class SplitIteration:
 
     def run(self, number: int) -> Outcome:
         """See :class:`Iteration`."""
+        reports, seconds = [], {"environment": 0.0, "inference": 0.0, "update": 0.0}
+        for i in range(self._together):
+            rollout, spent = self._rollout()
+            start = time.perf_counter()
+            metrics = self._update_apart(rollout, number + i) if self._apart else self._update(rollout, number + i)
+            spent["update"] = time.perf_counter() - start
+            seconds = {part: seconds[part] + spent[part] for part in seconds}
+            reports.append(jax.tree.map(np.asarray, report_of(metrics, rollout)))
+        report = jax.tree.map(lambda *values: np.stack(values)[None], *reports)
+        return Outcome(**merge_reports(report), seconds=seconds)
+
+    def _update(self, rollout: Rollout, number: int) -> Metrics:
+        learner, metrics, finite, faults = self._programs["update"](
+            self.learner, rollout, schedule_at(self._configuration, number)
+        )
+        raise_faults(faults, self._environments.name, self._shape, number)
+        if not finite:
+            raise diverged(self._configuration, number)
+        self.learner = learner
+        return metrics
+
+    def _update_apart(self, rollout: Rollout, number: int) -> Metrics:
         programs = self._programs
-        rollout, seconds = self._rollout()
-        start = time.perf_counter()
         learner, data, samples, orders, metrics, faults = programs["start"](self.learner, rollout)
         raise_faults(faults, self._environments.name, self._shape, number)
-        schedule = ppo.schedule_at(self._configuration, number)
-        actor, critic, stopped = learner.actor, learner.critic, np.bool_(False)
-        sums: list[list[ppo.Metrics]] = [[], []]
+        schedule = schedule_at(self._configuration, number)
+        actor, critic = ActorProgress(learner.actor, learner.kl_coefficient, np.bool_(False)), learner.critic
+        sums: list[tuple[Metrics, Metrics]] = []
         for i, order in enumerate(orders):
             if i > 0:
                 samples, _ = programs["estimate"](critic.parameters, data, samples.values)
@@ -111,20 +159,17 @@ class SplitIteration:
             of_critic = self._threads.submit(
                 lambda *a: jax.block_until_ready(programs["critic"](*a)), critic, samples, order, schedule
             )
-            actor, stopped, of_actor = jax.block_until_ready(programs["actor"](actor, stopped, samples, order, schedule))
+            last = np.bool_(i == len(orders) - 1)
+            actor, actor_sums = jax.block_until_ready(programs["actor"](actor, samples, order, schedule, last))
             critic, critic_sums = of_critic.result()
-            sums[0].append(of_actor)
-            sums[1].append(critic_sums)
-        totals = [{k: np.sum([np.asarray(s[k]) for s in group], axis=0) for k in group[0]} for group in sums]
+            sums.append((actor_sums, critic_sums))
+        totals = combine_passes(jax.tree.map(lambda *values: np.stack(values), *sums))
         if not still_finite(*totals, passes=len(orders)):
             raise diverged(self._configuration, number)
-        self.learner = learner._replace(actor=actor, critic=critic)
-        metrics = metrics | mean_metrics(totals[0]) | mean_metrics(totals[1])
-        seconds["update"] = time.perf_counter() - start
-        report = jax.tree.map(lambda x: np.asarray(x)[None], report_of(metrics, rollout))
-        return Outcome(**report, seconds=seconds)
+        self.learner = learner._replace(actor=actor.network, critic=critic, kl_coefficient=actor.kl_coefficient)
+        return metrics | mean_metrics(totals[0]) | mean_metrics(totals[1])
 
-    def learners(self) -> list[ppo.Learner]:
+    def learners(self) -> list[Learner]:
         """See :class:`Iteration`."""
         return [jax.tree.map(np.asarray, self.learner)]
 

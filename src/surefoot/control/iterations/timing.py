@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from surefoot.control.algorithms import ppo
 from surefoot.control.rollout import NOISES, Actor
+from surefoot.control.update.state import Learner
 from surefoot.equations import Array
 
 
-def inference_program(actor: Actor, learner: ppo.Learner, *, envs: int, length: int) -> tuple[Any, tuple[Any, ...]]:
+def inference_program(actor: Actor, learner: Learner, *, envs: int, length: int) -> tuple[Any, tuple[Any, ...]]:
     """A jitted function that does the policy's part of a rollout alone, and its arguments.
 
     Inside a compiled rollout nobody can look at a clock between environment and policy, so the policy's share is

@@ -70,6 +70,17 @@ class ActionSpace:
             return Bernoulli(outputs)
         return DiagonalGaussian(outputs, log_std)
 
+    def encode(self, actions: Array) -> Array:
+        """The policy's actions as a network takes them in, shape (…, outputs): one number per component of a Box, one per
+        choice elsewhere, 1 where it was taken.
+        """
+        xp = namespace(actions)
+        if self.kind in ("box", "multibinary"):
+            return actions
+        choices = actions[..., None] if self.kind == "discrete" else actions
+        parts = [choices[..., i : i + 1] == xp.arange(size) for i, size in enumerate(self.sizes)]
+        return xp.concat(parts, axis=-1)
+
     def for_environment(self, actions: Array) -> Array:
         """The policy's actions as the environment takes them: scaled to and clipped at the bounds, or counted from
         ``start``.

@@ -1,0 +1,23 @@
+"""A2C, advantage actor–critic: short rollouts of several environments, one step on each.
+
+=========  ==========================================================================================
+ψ          advantage: GAE (with λ = 1 the n-step return of the rollout less V), or ``--weight n-step``
+objective  E[ψ log π(a|s)] + c H(π)
+step       one step of RMSprop or Adam per rollout
+=========  ==========================================================================================
+
+Source: Mnih et al., Asynchronous Methods for Deep Reinforcement Learning (2016), without the asynchrony.
+"""
+
+from surefoot.control.algorithms.algorithm import Algorithm
+from surefoot.control.configuration import LikelihoodObjective, OptimizerConfiguration, WeightConfiguration
+
+A2C = Algorithm(
+    name="a2c",
+    summary="Train a policy with advantage actor-critic: GAE or n-step advantage, log-likelihood, one step per short rollout.",
+    weight=WeightConfiguration("gae", trace_decay=1.0),
+    objective=LikelihoodObjective(),
+    optimizer=OptimizerConfiguration(optimizer="rmsprop", learning_rate=7e-4),
+    rollout_length=5,
+    presets={},
+)

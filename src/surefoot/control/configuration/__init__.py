@@ -1,0 +1,162 @@
+"""What can be chosen about a training run. No engine is imported here, so that help and mistakes cost no start-up
+time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from surefoot.control.configuration.choices import (
+    LikelihoodObjective,
+    OptimizerConfiguration,
+    PassesConfiguration,
+    Schedule,
+    SurrogateObjective,
+    TrustRegionConfiguration,
+    WeightConfiguration,
+)
+from surefoot.control.configuration.run import (
+    Backend,
+    NetworkConfiguration,
+    NormalizationConfiguration,
+    RunConfiguration,
+)
+from surefoot.errors import UsageError
+
+__all__ = [
+    "Backend",
+    "LikelihoodObjective",
+    "NetworkConfiguration",
+    "NormalizationConfiguration",
+    "OptimizerConfiguration",
+    "PassesConfiguration",
+    "RunConfiguration",
+    "Schedule",
+    "SurrogateObjective",
+    "TrainConfiguration",
+    "TrustRegionConfiguration",
+    "WeightConfiguration",
+]
+
+SLOTS_PER_REPORT = 2048
+"""Algorithms that take one cheap step per rollout put rollouts together into reports of about this many steps."""
+
+
+@dataclass(frozen=True)
+class TrainConfiguration:
+    """Everything about one training run: its data, and the three choices.
+
+    Without ``passes`` actor and critic take one step on the whole rollout. With ``trust_region`` the actor's step is the
+    natural one, and the optimiser and the passes are the critic's. The named algorithms are such choices (see
+    :mod:`surefoot.control.algorithms`); any other combination is written down the same way.
+    """
+
+    run: RunConfiguration
+    network: NetworkConfiguration = field(default_factory=NetworkConfiguration)
+    normalization: NormalizationConfiguration = field(default_factory=NormalizationConfiguration)
+    weight: WeightConfiguration = field(default_factory=WeightConfiguration)
+    objective: LikelihoodObjective | SurrogateObjective | None = field(default_factory=LikelihoodObjective)
+    """None with a trust region: a natural step climbs the plain surrogate E[ρ ψ], which has no options."""
+    optimizer: OptimizerConfiguration = field(default_factory=OptimizerConfiguration)
+    passes: PassesConfiguration | None = None
+    trust_region: TrustRegionConfiguration | None = None
+    algorithm: str = "custom"
+
+    def __post_init__(self) -> None:
+        normalization = self.weight.advantage_normalization
+        if normalization == "minibatch" and (self.passes is None or self.trust_region is not None):
+            raise UsageError(
+                f"--advantage-normalization minibatch: the actor of {self.algorithm} takes one step on the whole rollout;"
+                " take batch or none"
+            )
+        if self.passes is not None:
+            _check_passes(self.passes, self.run, normalization)
+        if (self.objective is None) != (self.trust_region is not None):
+            raise UsageError("a trust region goes with the objective None, the plain surrogate, and nothing else does")
+        if isinstance(self.objective, LikelihoodObjective) and self.passes is not None:
+            raise UsageError("several passes need a SurrogateObjective: log π alone does not know that the policy has moved on")
+        if self.trust_region is not None and self.optimizer.critic_learning_rate is not None:
+            raise UsageError(
+                "--critic-learning-rate would do nothing beside a natural step: --learning-rate is the critic's; leave it out"
+            )
+        recomputes = isinstance(self.objective, SurrogateObjective) and self.objective.recompute_advantages
+        if recomputes and (self.passes is None or self.passes.epochs == 1):
+            raise UsageError("--recompute-advantages would do nothing with --epochs 1; take more epochs, or leave it out")
+
+    @property
+    def slots(self) -> int:
+        """Steps of one rollout, resets included."""
+        return self.run.num_envs * self.run.rollout_length
+
+    @property
+    def rollouts_per_report(self) -> int:
+        """How many rollouts one report, and one call of a compiled program, covers."""
+        most = SLOTS_PER_REPORT // self.slots
+        if self.passes is not None or most < 2:
+            return 1
+        wanted = math.ceil(self.run.total_steps / self.slots)
+        most = min(most, wanted)
+        # Reports are whole: of the sizes near the wanted one, that which overshoots the run's end least, then the largest.
+        return min(range(most, most // 2, -1), key=lambda size: (-wanted % size, -size))
+
+    @property
+    def iterations(self) -> int:
+        """Rollouts in the whole run, a multiple of those in a report."""
+        together = self.rollouts_per_report
+        return math.ceil(self.run.total_steps / (self.slots * together)) * together
+
+    def parts(self) -> dict[str, Any]:
+        """The choices by name, those that the algorithm does not have left out."""
+        names = ("run", "network", "normalization", "weight", "objective", "optimizer", "passes", "trust_region")
+        return {name: part for name in names if (part := getattr(self, name)) is not None}
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings side by side, as config.json holds them."""
+        flat: dict[str, Any] = {"algorithm": self.algorithm}
+        for part in self.parts().values():
+            flat.update({k: list(v) if isinstance(v, tuple) else v for k, v in vars(part).items()})
+        return flat
+
+    def idle_options(self) -> dict[str, str]:
+        """Settings that nothing reads under the others, each with the reason."""
+        idle = {}
+        weight, objective = self.weight, self.objective
+        if weight.weight not in ("gae", "q-value", "advantage"):
+            idle["trace_decay"] = f"--weight {weight.weight} does not read λ"
+        if weight.weight != "n-step":
+            idle["n_steps"] = f"--weight {weight.weight} does not read n"
+        if isinstance(objective, SurrogateObjective):
+            if objective.clip_range is None:
+                idle["clip_range_schedule"] = "--clip-range none does not clip"
+            if objective.kl_penalty == "none":
+                idle["kl_coefficient"] = "there is no --kl-penalty"
+            if objective.kl_penalty in ("none", "fixed"):
+                idle["kl_target"] = f"--kl-penalty {objective.kl_penalty} has no target; --target-kl stops the passes early"
+            if objective.kl_penalty != "dual":
+                idle["dual_learning_rate"] = f"--kl-penalty {objective.kl_penalty} has no multiplier to climb"
+        if not weight.critics:
+            without = f"--weight {weight.weight} trains no critic"
+            idle |= {"critic_learning_rate": without, "value_clip_range": without, "recompute_advantages": without}
+            if self.trust_region is not None:
+                names = ("optimizer", "learning_rate", "learning_rate_schedule", "adam_epsilon", "max_gradient_norm")
+                idle |= dict.fromkeys((*names, "minibatch_size", "epochs"), without)
+        if self.optimizer.optimizer == "sgd":
+            idle["adam_epsilon"] = "--optimizer sgd has no ε"
+        return idle
+
+
+def _check_passes(passes: PassesConfiguration, run: RunConfiguration, normalization: str) -> None:
+    slots, size = run.num_envs * run.rollout_length, passes.minibatch_size
+    if slots % size:
+        near = min((d for d in range(1, slots + 1) if slots % d == 0), key=lambda d: abs(d - size))
+        raise UsageError(
+            f"--minibatch-size {size} does not divide a rollout of {run.num_envs} × {run.rollout_length} ="
+            f" {slots} steps; {near} is the nearest that does"
+        )
+    if size == 1 and normalization == "minibatch":
+        raise UsageError(
+            "--minibatch-size 1 with --advantage-normalization minibatch leaves no signal;"
+            " take batch or none, or a larger minibatch"
+        )

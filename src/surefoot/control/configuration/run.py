@@ -1,0 +1,107 @@
+"""What every training run has, whatever its algorithm: environments, networks, normalisers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from surefoot.errors import UsageError
+
+Backend = Literal["auto", "envpool", "gymnasium", "gymnasium-sync", "jax"]
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raise :class:`UsageError` with the sentence unless the condition holds."""
+    if not condition:
+        raise UsageError(sentence)
+
+
+@dataclass(frozen=True)
+class RunConfiguration:
+    """Where the data comes from, how much of it, and where the run is kept."""
+
+    env: str
+    """Gymnasium id (CartPole-v1), a functional one (phys2d/CartPole-v1), or package.module:callable that returns an
+    environment."""
+    total_steps: int = 1_000_000
+    """Environment steps of the whole run, rounded up to whole rollouts, and where a report covers several, to whole
+    reports. Steps in which an environment only resets count here, not in reports."""
+    num_envs: int = 8
+    """Environments that step together. More of them decorrelate the data and use the processor better; each rollout
+    grows with them."""
+    rollout_length: int = 256
+    """Steps that each environment takes between two policy updates. Longer ones need less bootstrapping, shorter ones
+    update more often."""
+    backend: Backend = "auto"
+    """What steps the environments. auto takes jax for functional ids, EnvPool where it is installed and has the task,
+    else Gymnasium's vectorised version where there is one (gymnasium), else one Python environment after the other
+    (gymnasium-sync)."""
+    seed: int = 0
+    """Seed of everything that is random in the run: environments, initial weights, actions, shuffling."""
+    seeds: int = 1
+    """How many seeds to train, from --seed upwards: in one compiled program with the jax backend, in turn
+    elsewhere."""
+    out: str | None = None
+    """Folder of the run; by default one under runs/, named after algorithm, environment, time and process."""
+    tensorboard: bool = True
+    """Write TensorBoard files beside metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.env), "--env is empty; give a Gymnasium id such as CartPole-v1")
+        for name in ("total_steps", "num_envs", "rollout_length", "seeds"):
+            value = getattr(self, name)
+            require(value >= 1, f"--{name.replace('_', '-')} must be at least 1, but is {value}")
+        last = self.seed + self.seeds - 1
+        require(
+            self.seed >= 0 and last < 2**31, f"--seed must lie between 0 and 2147483647, but runs from {self.seed} to {last}"
+        )
+
+
+@dataclass(frozen=True)
+class NetworkConfiguration:
+    """The actor's and the critic's networks: two multilayer perceptrons that share nothing but their shape."""
+
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Units of each hidden layer."""
+    activation: Literal["tanh", "relu"] = "tanh"
+    """Non-linearity. tanh is the better one for small on-policy networks (Andrychowicz et al. 2021)."""
+    orthogonal_initialization: bool = True
+    """Orthogonal weights with gain √2, a policy head of gain 0.01 and a value head of gain 1, zero biases. Off:
+    uniform in ±1/√(inputs), the usual default of layers, which starts with a policy that already prefers some
+    actions."""
+    initial_log_std: float = 0.0
+    """log σ of every action component at the start (Box actions only); σ does not depend on the state. Actions are
+    scaled to [−1, 1] first."""
+
+    def __post_init__(self) -> None:
+        require(all(size >= 1 for size in self.hidden_sizes), f"--hidden-sizes must be positive, but are {self.hidden_sizes}")
+        useless = not self.hidden_sizes and self.activation != "tanh"
+        require(not useless, "--activation would do nothing without hidden layers; give --hidden-sizes, or leave it out")
+        require(-10 <= self.initial_log_std <= 3, f"--initial-log-std must lie in −10 … 3, but is {self.initial_log_std}")
+
+
+@dataclass(frozen=True)
+class NormalizationConfiguration:
+    """Running scales of observations and rewards. Those of observations are part of the saved policy, frozen in evaluation."""
+
+    normalize_observations: bool = True
+    """Shift and scale observations by their running mean and standard deviation. Nearly always helps (Andrychowicz et
+    al. 2021)."""
+    observation_clip: float = 10.0
+    """Normalised observations are clipped to ± this many standard deviations."""
+    normalize_rewards: bool = True
+    """Divide rewards by the running standard deviation of the discounted return, so that the critic's targets have a
+    scale near 1 in any task."""
+    reward_clip: float = 10.0
+    """Normalised rewards are clipped to ± this."""
+
+    def __post_init__(self) -> None:
+        for name in ("observation_clip", "reward_clip"):
+            value = getattr(self, name)
+            require(0 < value < math.inf, f"--{name.replace('_', '-')} must be positive and finite, but is {value}")
+        for switch, clip in (("normalize_observations", "observation_clip"), ("normalize_rewards", "reward_clip")):
+            given = getattr(self, clip)
+            unused = not getattr(self, switch) and given != type(self).__dataclass_fields__[clip].default
+            option = f"--{clip.replace('_', '-')} {given}"
+            require(not unused, f"{option} would do nothing without --{switch.replace('_', '-')}; add that, or leave it out")
