@@ -110,8 +110,8 @@ def test_help_names_every_command_and_no_other(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     commands = [line.split()[0] for line in text.split("commands:\n")[1].splitlines() if line.startswith("  ")]
-    assert commands == ["train", "evaluate", "demo"]
-    for command in (*(f"train {algorithm}" for algorithm in ALGORITHMS), "evaluate", "demo"):
+    assert commands == ["train", "evaluate", "gradients", "demo"]
+    for command in (*(f"train {algorithm}" for algorithm in ALGORITHMS), "evaluate", "gradients", "demo"):
         done = run(f"{command} --help")
         assert done.returncode == 0
         assert "--json" in done.stdout
@@ -175,3 +175,21 @@ def test_output_that_cannot_be_written_is_one_sentence():
     assert done.returncode == 1
     assert "No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_gradients_prints_writes_and_says_what_is_wrong(tmp_path, capsys):
+    out = tmp_path / "figures"
+    assert main(f"gradients --problem chain random-3 --horizon 4 --out {out} --json".split()) == 0
+    output = capsys.readouterr()
+    problems = json.loads(output.out.splitlines()[-1])["problems"]
+    assert [p["problem"] for p in problems] == ["chain", "random-3"]
+    for problem in problems:
+        exact = [r for r in problem["rows"] if r["critic"] != "wrong" and r["keep_discount"] in (True, None)]
+        assert len(exact) >= 8
+        assert all(row["bias"] < 1e-9 for row in exact)
+    assert "weight ψ" in output.err
+    assert (out / "chain.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((out / "gradients.json").read_text())["problems"] == problems
+    for wrong, words in (("--problem chian", "there is no problem 'chian'"), ("--horizon 0", "horizon"), ("--n-steps 0", "n")):
+        assert main(f"gradients {wrong}".split()) == 2
+        assert words in capsys.readouterr().err

@@ -1,0 +1,84 @@
+"""``surefoot train``: one algorithm, one environment, one run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import field, make_dataclass, replace
+from typing import Any
+
+import tyro
+
+from surefoot.commands.options import DONE, FAILED, WRONG_INPUT, Output, parse, value_of
+from surefoot.control.algorithms import ALGORITHMS, Algorithm
+from surefoot.control.configuration import TrainConfiguration
+from surefoot.errors import UsageError
+
+
+def run(arguments: list[str], *, started: float) -> int:
+    """Train; ``started`` is when the process began."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: surefoot train ALGORITHM --env ID ...\n\nalgorithms:")
+        for algorithm in ALGORITHMS.values():
+            print(f"  {algorithm.name:<14} {algorithm.summary}")
+        print("\n`surefoot train ALGORITHM --help` lists an algorithm's options.")
+        return DONE if arguments else WRONG_INPUT
+    if arguments[0] not in ALGORITHMS:
+        *most, last = ALGORITHMS
+        raise UsageError(f"there is no algorithm {arguments[0]!r}; there are {', '.join(most)} and {last}")
+    algorithm, arguments = ALGORITHMS[arguments[0]], arguments[1:]
+    env = value_of("--env", arguments)
+    if env is None and not {"-h", "--help"} & set(arguments):
+        raise UsageError("--env is missing; give a Gymnasium id such as --env CartPole-v1")
+    configuration, output = _training_options(algorithm, env, arguments)
+    if not output.quiet:
+        _tell_preset(algorithm, configuration)
+    from surefoot.control.training import train
+
+    result = train(configuration, quiet=output.quiet, started=started)
+    return _report_training(result, as_json=output.json)
+
+
+def _training_options(algorithm: Algorithm, env: str | None, arguments: list[str]) -> tuple[TrainConfiguration, Output]:
+    """The options of one algorithm: the parts of its configuration side by side, each with its preset's defaults."""
+    defaults = algorithm.configure(env or "ID")
+    parts = {**defaults.parts(), "output": Output()}
+    members = [(name, tyro.conf.OmitArgPrefixes[type(part)], field(default=part)) for name, part in parts.items()]
+    kind = make_dataclass(f"Train{algorithm.name}", members, frozen=True)
+    kind.__doc__ = algorithm.summary
+    chosen = parse(kind, arguments, program=f"surefoot train {algorithm.name}", default=kind(**parts))
+    configuration = replace(defaults, **{name: getattr(chosen, name) for name in defaults.parts()})
+    for name, reason in configuration.idle_options().items():
+        option = f"--{name.replace('_', '-')}"
+        if any(argument.split("=")[0] in (option, option.replace("--", "--no-", 1)) for argument in arguments):
+            raise UsageError(f"{option} would do nothing: {reason}; leave it out")
+    return configuration, chosen.output
+
+
+def _tell_preset(algorithm: Algorithm, configuration: TrainConfiguration) -> None:
+    env, settings = configuration.run.env, configuration.as_dict()
+    if not (preset := algorithm.preset_for(env)):
+        return
+    used = [f"{k} {settings[k]}" for k, v in preset.items() if settings[k] == v]
+    changed = [f"{k} {settings[k]} instead of {v}" for k, v in preset.items() if settings[k] != v]
+    print(f"preset for {env}: {', '.join(used)}" + (f"; by option: {', '.join(changed)}" if changed else ""), file=sys.stderr)
+
+
+def _report_training(result: dict[str, Any], *, as_json: bool) -> int:
+    reached = "no episode finished" if result["mean_return"] is None else f"mean return {result['mean_return']:.1f}"
+    rate = result["steps_per_second"] or 0.0
+    print(
+        f"{'stopped early' if result['interrupted'] else 'done'}: {reached} over the last training episodes,"
+        f" {result['total_steps']:,} steps in {result['seconds']:.1f} s"
+        f" ({result['startup_seconds']:.1f} s of start-up, then {rate:,.0f} steps/s); run in {result['run']}",
+        file=sys.stderr,
+    )
+    if summary := result.get("summary"):
+        print(
+            f"{summary['seeds']} seeds: interquartile mean {summary['interquartile_mean']:.1f},"
+            f" 95 % interval {summary['low']:.1f} … {summary['high']:.1f}",
+            file=sys.stderr,
+        )
+    if as_json:
+        print(json.dumps(result))
+    return FAILED if result["interrupted"] else DONE

@@ -1,0 +1,1 @@
+"""Problems small enough to be solved exactly: what every estimator and every bound is measured against."""
