@@ -183,3 +183,11 @@ def test_no_engine_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("horizon", [1, 4])
+def test_steps_that_run_a_policy_into_a_corner_are_still_json(horizon):
+    """random-3's steps end where an action's probability underflows: the KL is infinite, which JSON has no number for."""
+    report = gradients_report("random-3", horizon=horizon)
+    json.dumps(report, allow_nan=False)
+    assert any(None in walk["mean_kl"] for walk in report["trust_region"])
