@@ -1,4 +1,4 @@
-"""``surefoot evaluate``: how good a trained policy is."""
+"""``surefoot evaluate``: how good a trained policy is, in its environment or by what another policy recorded."""
 
 from __future__ import annotations
 
@@ -6,16 +6,24 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import tyro
 
-from surefoot.commands.options import DONE, Output, parse
+from surefoot.commands.options import DONE, Output, given, parse
 from surefoot.control.configuration import Backend
+from surefoot.control.recorded.off_policy_evaluation import Estimator
+from surefoot.errors import UsageError
+
+IN_ENVIRONMENT = ("--episodes", "--deterministic", "--backend", "--record")
+FROM_DATA = ("--estimator", "--discount", "--clip", "--confidence", "--accept-small-sample")
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Run a trained policy for whole episodes in Gymnasium's own environment, and report its return."""
+    """Run a trained policy for whole episodes in Gymnasium's own environment, and report its return; or estimate it from
+    recorded episodes of another policy by importance sampling.
+    """
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
@@ -27,24 +35,88 @@ class Evaluate:
     """What steps the environment: gymnasium-sync is Gymnasium's own; gymnasium (vectorised), envpool and auto are
     re-implementations."""
     seed: int = 0
-    """Seed of environments and actions."""
+    """Seed of environments and actions; with --from-data, of the bootstrap and of a fitted behaviour policy."""
+    record: Path | None = None
+    """Keep the episodes as a Minari data set in this folder, with the log-probability of every action."""
+    from_data: Path | None = None
+    """A Minari data set, a folder or a name: estimate the return from its episodes instead of acting."""
+    estimator: Estimator = "weighted-per-decision"
+    """How --from-data weighs: ordinary is unbiased with the largest variance; per-decision weighs each reward by the actions
+    before it alone; weighted divides by the sum of the weights, a little bias for much less variance."""
+    discount: float = 1.0
+    """γ of the return that --from-data estimates; 1 is what evaluation in the environment reports."""
+    clip: float | None = None
+    """Cut weights at this, relative to their mean for the weighted estimators: less variance, some bias; none keeps
+    them."""
+    confidence: float = 0.95
+    """Of --from-data's interval."""
+    accept_small_sample: bool = False
+    """Report --from-data's estimate even where the effective sample has collapsed."""
     output: tyro.conf.OmitArgPrefixes[Output] = field(default_factory=Output)
 
 
 def run(arguments: list[str]) -> int:
     """Evaluate, and report."""
     chosen: Evaluate = parse(Evaluate, arguments, program="surefoot evaluate")
-    from surefoot.control.evaluation import evaluate
-
-    result = evaluate(
-        chosen.run, episodes=chosen.episodes, backend=chosen.backend, deterministic=chosen.deterministic, seed=chosen.seed
-    )
+    if chosen.from_data is None:
+        if useless := given(FROM_DATA, arguments):
+            raise UsageError(f"{useless} does nothing without --from-data; give that, or leave it out")
+        result, sentence = _in_environment(chosen)
+    else:
+        if useless := given(IN_ENVIRONMENT, arguments):
+            raise UsageError(f"{useless} does nothing with --from-data, which acts in no environment; leave it out")
+        result, sentence = _from_data(chosen)
     if not chosen.output.quiet:
-        print(
-            f"{result['env']}: mean return {result['mean_return']:.2f} ± {result['std_return']:.2f} (std)"
-            f" over {result['episodes']} episodes",
-            file=sys.stderr,
-        )
+        print(sentence, file=sys.stderr)
     if chosen.output.json:
         print(json.dumps(result))
     return DONE
+
+
+def _in_environment(chosen: Evaluate) -> tuple[dict[str, Any], str]:
+    settings: dict[str, Any] = {
+        "episodes": chosen.episodes,
+        "backend": chosen.backend,
+        "deterministic": chosen.deterministic,
+        "seed": chosen.seed,
+    }
+    if chosen.record is None:
+        from surefoot.control.evaluation import evaluate
+
+        result, kept = evaluate(chosen.run, **settings), ""
+    else:
+        from surefoot.control.recorded.record import record
+
+        result = record(chosen.run, chosen.record, **settings)
+        kept = f"; recorded in {chosen.record}"
+    return result, (
+        f"{result['env']}: mean return {result['mean_return']:.2f} ± {result['std_return']:.2f} (std)"
+        f" over {result['episodes']} episodes{kept}"
+    )
+
+
+def _from_data(chosen: Evaluate) -> tuple[dict[str, Any], str]:
+    from surefoot.control.recorded.off_policy_evaluation import evaluate_from_data
+
+    assert chosen.from_data is not None
+    result = evaluate_from_data(
+        chosen.run,
+        chosen.from_data,
+        estimator=chosen.estimator,
+        discount=chosen.discount,
+        clip=chosen.clip,
+        confidence=chosen.confidence,
+        seed=chosen.seed,
+        accept_small_sample=chosen.accept_small_sample,
+    )
+    if not chosen.output.quiet:
+        for notice in result["notices"]:
+            print(notice, file=sys.stderr)
+    low, high = result["interval"]
+    error = "" if result["standard_error"] is None else f" ± {result['standard_error']:.2f} (standard error)"
+    return result, (
+        f"{result['env']}: estimated return {result['estimated_return']:.2f}{error}, {result['confidence']:.0%} interval"
+        f" {low:.2f} … {high:.2f}, from {result['episodes']} episodes of another policy, which returned"
+        f" {result['data_mean_return']:.2f}; effective sample {result['effective_sample_size']:.0f},"
+        f" largest weight {result['largest_weight']:.2f}"
+    )

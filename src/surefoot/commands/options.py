@@ -7,6 +7,7 @@ import difflib
 import io
 import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_type_hints
 
@@ -47,7 +48,7 @@ def parse(kind: Any, arguments: list[str], *, program: str, default: Any = None)
     return parsed
 
 
-MAY_BE_NONE = ("--max-gradient-norm", "--value-clip-range", "--target-kl", "--clip-range", "--critic-learning-rate")
+MAY_BE_NONE = ("--max-gradient-norm", "--value-clip-range", "--target-kl", "--clip-range", "--critic-learning-rate", "--clip")
 
 
 def _spell_none(arguments: list[str]) -> list[str]:
@@ -91,3 +92,9 @@ def value_of(option: str, arguments: list[str]) -> str | None:
         elif argument.startswith(option + "="):
             value = argument.partition("=")[2]
     return value
+
+
+def given(options: Sequence[str], arguments: list[str]) -> str | None:
+    """The first of ``options`` that the arguments name, in either spelling of a switch."""
+    named = {argument.split("=")[0] for argument in arguments}
+    return next((o for o in options if o in named or o.replace("--", "--no-", 1) in named), None)

@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from surefoot.commands.options import DONE, FAILED, WRONG_INPUT, Output, parse, value_of
+from surefoot.commands.options import DONE, FAILED, WRONG_INPUT, Output, given, parse, value_of
 from surefoot.control.algorithms import ALGORITHMS, Algorithm
 from surefoot.control.configuration import TrainConfiguration
 from surefoot.errors import UsageError
@@ -49,8 +49,7 @@ def _training_options(algorithm: Algorithm, env: str | None, arguments: list[str
     chosen = parse(kind, arguments, program=f"surefoot train {algorithm.name}", default=kind(**parts))
     configuration = replace(defaults, **{name: getattr(chosen, name) for name in defaults.parts()})
     for name, reason in configuration.idle_options().items():
-        option = f"--{name.replace('_', '-')}"
-        if any(argument.split("=")[0] in (option, option.replace("--", "--no-", 1)) for argument in arguments):
+        if option := given((f"--{name.replace('_', '-')}",), arguments):
             raise UsageError(f"{option} would do nothing: {reason}; leave it out")
     return configuration, chosen.output
 

@@ -6,13 +6,30 @@ from surefoot.equations._library import Array, namespace
 from surefoot.equations.controllers import adapt_kl_coefficient, ascend_kl_multiplier
 from surefoot.equations.distributions import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
 from surefoot.equations.divergences import kl_k1, kl_k2, kl_k3
-from surefoot.equations.importance import importance_ratio
+from surefoot.equations.importance import (
+    WeightDiagnostics,
+    cumulative_log_weights,
+    importance_ratio,
+    per_decision_weights,
+    trajectory_log_weights,
+    truncated_weights,
+    weight_diagnostics,
+)
 from surefoot.equations.objectives import (
     clipped_surrogate,
     clipped_value_loss,
     masked_mean,
     masked_sum,
     squared_value_loss,
+)
+from surefoot.equations.off_policy import (
+    ImportanceEstimate,
+    VTrace,
+    ordinary_importance_estimate,
+    per_decision_importance_estimate,
+    vtrace,
+    weighted_importance_estimate,
+    weighted_per_decision_importance_estimate,
 )
 from surefoot.equations.returns import (
     discounted_returns,
@@ -40,13 +57,17 @@ __all__ = [
     "ConjugateGradient",
     "DiagonalGaussian",
     "Distribution",
+    "ImportanceEstimate",
     "MultiCategorical",
+    "VTrace",
     "Weight",
+    "WeightDiagnostics",
     "adapt_kl_coefficient",
     "ascend_kl_multiplier",
     "clipped_surrogate",
     "clipped_value_loss",
     "conjugate_gradient",
+    "cumulative_log_weights",
     "discounted_returns",
     "elapsed_steps",
     "generalized_advantages",
@@ -59,9 +80,18 @@ __all__ = [
     "masked_sum",
     "n_step_returns",
     "namespace",
+    "ordinary_importance_estimate",
+    "per_decision_importance_estimate",
+    "per_decision_weights",
     "policy_gradient_weights",
     "returns_so_far",
     "squared_value_loss",
     "temporal_difference_residuals",
+    "trajectory_log_weights",
+    "truncated_weights",
     "trust_region_scale",
+    "vtrace",
+    "weight_diagnostics",
+    "weighted_importance_estimate",
+    "weighted_per_decision_importance_estimate",
 ]

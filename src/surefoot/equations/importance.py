@@ -163,8 +163,8 @@ def truncated_weights(*, log_weights: Float[Array, "*batch"], limit: float | Arr
         limit: c > 0; none by default.
 
     Returns:
-        weights without unit. Without a cut their mean under μ is 1; with one it is less, and the estimate is biased
-        towards what μ does.
+        weights without unit. Without a cut their mean under μ is 1. With one it is less: an estimate is biased towards 0,
+        a self-normalised one towards what μ does.
 
     Raises:
         ValueError: c is not positive.

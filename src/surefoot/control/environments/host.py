@@ -71,6 +71,8 @@ class HostEnvironments:
         single_observation = getattr(environments, "single_observation_space", environments.observation_space)
         single_action = getattr(environments, "single_action_space", environments.action_space)
         self.spaces: Spaces = describe_spaces(single_observation, single_action, name=name)
+        self.observation_space, self.action_space = single_observation, single_action
+        """One environment's, in Gymnasium's words."""
         self.num_envs = int(environments.num_envs if hasattr(environments, "num_envs") else environments.config["num_envs"])
         metadata = getattr(environments, "metadata", None) or {}
         self._mode = AutoresetMode(metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))

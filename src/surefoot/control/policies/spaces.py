@@ -81,23 +81,36 @@ class ActionSpace:
         parts = [choices[..., i : i + 1] == xp.arange(size) for i, size in enumerate(self.sizes)]
         return xp.concat(parts, axis=-1)
 
+    def scaling(self) -> tuple[np.ndarray, np.ndarray]:
+        """A Box's center and scale: its environment's action is center + scale · the policy's, before it is clipped."""
+        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
+        # Many environments write "unbounded" as the largest float.
+        bounded = (np.abs(low) <= LARGEST_BOUND) & (np.abs(high) <= LARGEST_BOUND)
+        inner_low, inner_high = np.where(bounded, low, -1), np.where(bounded, high, 1)
+        return (inner_high + inner_low) / 2, (inner_high - inner_low) / 2
+
     def for_environment(self, actions: Array) -> Array:
         """The policy's actions as the environment takes them: scaled to and clipped at the bounds, or counted from
         ``start``.
         """
         if self.kind == "box":
             xp = namespace(actions)
-            low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-            # Many environments write "unbounded" as the largest float.
-            bounded = (np.abs(low) <= LARGEST_BOUND) & (np.abs(high) <= LARGEST_BOUND)
-            inner_low, inner_high = np.where(bounded, low, -1), np.where(bounded, high, 1)
-            center, scale = (inner_high + inner_low) / 2, (inner_high - inner_low) / 2
-            return xp.clip(actions * xp.asarray(scale) + xp.asarray(center), xp.asarray(low), xp.asarray(high))
+            low, high = (xp.asarray(np.asarray(bound, np.float32)) for bound in (self.low, self.high))
+            center, scale = (xp.asarray(part) for part in self.scaling())
+            return xp.clip(actions * scale + center, low, high)
         if any(self.start):
             return actions + (
                 self.start[0] if self.kind == "discrete" else namespace(actions).asarray(self.start, dtype=actions.dtype)
             )
         return actions
+
+    def from_environment(self, actions: np.ndarray) -> np.ndarray:
+        """The inverse of :meth:`for_environment`, as far as clipping left one."""
+        if self.kind == "box":
+            center, scale = self.scaling()
+            return ((actions - center) / np.where(scale > 0, scale, 1)).astype(np.float32)
+        start = np.asarray(self.start if any(self.start) else (0,), np.int64)
+        return (actions - (start[0] if self.kind == "discrete" else start)).astype(np.int32)
 
 
 @dataclass(frozen=True)
