@@ -1,10 +1,11 @@
-"""What PPO learns: every seed of every task, trained and evaluated by the command line, nothing left out.
+"""What is learnt: every seed of every task, trained and evaluated by the command line, nothing left out.
 
-    python benchmarks/control_learning.py                # all tasks: about half an hour on two cores
-    python benchmarks/control_learning.py CartPole-v1    # one task
+    python benchmarks/control_learning.py                      # all tasks: more than an hour on two cores
+    python benchmarks/control_learning.py trpo-Hopper-v5       # one task
+    python benchmarks/control_learning.py a2c                  # one algorithm
 
 Each seed is one `surefoot train` and one `surefoot evaluate --episodes 100` (sampled actions, Gymnasium's own
-environment). Results go to benchmarks/results/control_learning/TASK.json: commands, every seed's numbers,
+environment). Results go to benchmarks/results/control_learning/ALGORITHM-TASK.json: commands, every seed's numbers,
 interquartile mean and its 95 % bootstrap interval."""
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ STANDARD = "--num-envs 8 --rollout-length 256 --minibatch-size 64 --epochs 10 --
 
 @dataclass(frozen=True)
 class Task:
+    algorithm: str
     env: str
     steps: int
     seeds: int
@@ -36,17 +38,33 @@ class Task:
     options: str = ""
     every_seed: bool = False
     wanted_deterministic: float | None = None
+    name: str = ""
+    """Where it is not ALGORITHM-ENV."""
+
+    @property
+    def key(self) -> str:
+        return self.name or f"{self.algorithm}-{self.env}"
 
 
 TASKS = {
-    task.env: task
+    task.key: task
     for task in (
-        Task("CartPole-v1", 100_000, 10, 475, every_seed=True),
-        Task("Acrobot-v1", 500_000, 5, -85),
-        Task("Pendulum-v1", 200_000, 5, -200),
-        Task("LunarLander-v3", 1_000_000, 5, 200, wanted_deterministic=240),
-        Task("HalfCheetah-v5", 1_000_000, 10, 1500, STANDARD),
-        Task("Hopper-v5", 1_000_000, 10, 2300, STANDARD),
+        Task("ppo", "CartPole-v1", 100_000, 10, 475, every_seed=True),
+        Task("ppo", "Acrobot-v1", 500_000, 5, -85),
+        Task("ppo", "Pendulum-v1", 200_000, 5, -200),
+        Task("ppo", "LunarLander-v3", 1_000_000, 5, 200, wanted_deterministic=240),
+        Task("ppo", "HalfCheetah-v5", 1_000_000, 10, 1500, STANDARD),
+        Task("ppo", "Hopper-v5", 1_000_000, 10, 2300, STANDARD),
+        Task("ppo", "CartPole-v1", 100_000, 5, 475, "--clip-range none --kl-penalty adaptive", name="ppo-penalty-CartPole-v1"),
+        Task("ppo", "CartPole-v1", 100_000, 5, 475, "--clip-range none --kl-penalty dual", name="ppo-dual-CartPole-v1"),
+        Task("trpo", "CartPole-v1", 100_000, 5, 475),
+        Task("a2c", "CartPole-v1", 200_000, 5, 475),
+        Task("reinforce", "CartPole-v1", 500_000, 5, 475),
+        Task("actor-critic", "CartPole-v1", 500_000, 5, 475),
+        Task("trpo", "HalfCheetah-v5", 1_000_000, 5, 1800),
+        Task("trpo", "Hopper-v5", 1_000_000, 5, 2500),
+        Task("a2c", "HalfCheetah-v5", 1_000_000, 5, 1200),
+        Task("reinforce", "HalfCheetah-v5", 3_000_000, 5, 880),
     )
 }
 
@@ -60,7 +78,7 @@ def surefoot(command: str) -> dict:
 
 
 def run_task(task: Task, extra: str) -> dict:
-    train = f"train ppo --env {task.env} --total-steps {task.steps} {task.options} {extra}".strip()
+    train = f"train {task.algorithm} --env {task.env} --total-steps {task.steps} {task.options} {extra}".strip()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(task.seeds):
@@ -78,9 +96,10 @@ def run_task(task: Task, extra: str) -> dict:
                     "mean_return"
                 ]
             rows.append(row)
-            print(json.dumps({"env": task.env, **row}), file=sys.stderr, flush=True)
+            print(json.dumps({"task": task.key, **row}), file=sys.stderr, flush=True)
     returns = [row["mean_return"] for row in rows]
     result = {
+        "task": task.key,
         "env": task.env,
         "train": f"surefoot {train} --seed SEED --out RUN",
         "evaluate": "surefoot evaluate RUN --episodes 100",
@@ -110,7 +129,10 @@ def main() -> None:
     parser.add_argument("--options", default="", help="further options of `surefoot train`, for experiments")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
-    for name in arguments.tasks or TASKS:
+    wanted = [key for key in TASKS if not arguments.tasks or {key, TASKS[key].algorithm} & set(arguments.tasks)]
+    if unknown := set(arguments.tasks) - {x for task in TASKS.values() for x in (task.key, task.algorithm)}:
+        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(TASKS)}")
+    for name in wanted:
         result = run_task(TASKS[name], arguments.options)
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")

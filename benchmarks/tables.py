@@ -13,7 +13,21 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-TASKS = ("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "LunarLander-v3", "HalfCheetah-v5", "Hopper-v5")
+PPO_TASKS = tuple(
+    f"ppo-{task}" for task in ("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "LunarLander-v3", "HalfCheetah-v5", "Hopper-v5")
+)
+FAMILY_TASKS = (
+    "reinforce-CartPole-v1",
+    "actor-critic-CartPole-v1",
+    "a2c-CartPole-v1",
+    "trpo-CartPole-v1",
+    "ppo-penalty-CartPole-v1",
+    "ppo-dual-CartPole-v1",
+    "reinforce-HalfCheetah-v5",
+    "a2c-HalfCheetah-v5",
+    "trpo-HalfCheetah-v5",
+    "trpo-Hopper-v5",
+)
 
 
 def load(path: str) -> dict:
@@ -24,12 +38,12 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
 
 
-def learning() -> list[str]:
+def learning(tasks: tuple[str, ...] = PPO_TASKS) -> list[str]:
     lines = [
         "| task | steps | seeds | interquartile mean | 95 % interval | lowest … highest seed | wanted |",
         "|---|---|---|---|---|---|---|",
     ]
-    for task in TASKS:
+    for task in tasks:
         result = load(f"control_learning/{task}.json")
         rows = [(result["summary"], [row["mean_return"] for row in result["seeds"]], task, result["wanted"])]
         if "deterministic" in result:
@@ -47,9 +61,9 @@ def learning() -> list[str]:
     return lines
 
 
-def seeds() -> list[str]:
+def seeds(tasks: tuple[str, ...] = PPO_TASKS) -> list[str]:
     lines = ["| task | every seed's mean return, in order |", "|---|---|"]
-    for task in TASKS:
+    for task in tasks:
         returns = [number(row["mean_return"]) for row in load(f"control_learning/{task}.json")["seeds"]]
         lines.append(f"| {task} | {' · '.join(returns)} |")
     return lines

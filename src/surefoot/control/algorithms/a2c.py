@@ -19,5 +19,8 @@ A2C = Algorithm(
     objective=LikelihoodObjective(),
     optimizer=OptimizerConfiguration(optimizer="rmsprop", learning_rate=7e-4),
     rollout_length=5,
-    presets={},
+    presets={
+        "CartPole-v1": {"total_steps": 200_000},
+        "HalfCheetah-v5": {"rollout_length": 16, "trace_decay": 0.95, "learning_rate": 1.4e-3, "initial_log_std": -1.0},
+    },
 )

@@ -19,5 +19,5 @@ ACTOR_CRITIC = Algorithm(
     objective=LikelihoodObjective(),
     optimizer=OptimizerConfiguration(learning_rate=3e-4),
     rollout_length=1,
-    presets={},
+    presets={"CartPole-v1": {"total_steps": 500_000}},
 )

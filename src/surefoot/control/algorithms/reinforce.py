@@ -18,5 +18,5 @@ REINFORCE = Algorithm(
     weight=WeightConfiguration("reward-to-go", advantage_normalization="batch"),
     objective=LikelihoodObjective(),
     optimizer=OptimizerConfiguration(learning_rate=1e-3),
-    presets={},
+    presets={"CartPole-v1": {"total_steps": 500_000}},
 )

@@ -26,5 +26,8 @@ TRPO = Algorithm(
     optimizer=OptimizerConfiguration(learning_rate=1e-3),
     passes=PassesConfiguration(minibatch_size=256, epochs=10),
     trust_region=TrustRegionConfiguration(),
-    presets={},
+    presets={
+        "CartPole-v1": {"total_steps": 100_000},
+        "Hopper-v5": {"rollout_length": 128, "minibatch_size": 128, "max_kl": 0.02},
+    },
 )

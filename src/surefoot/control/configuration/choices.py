@@ -99,7 +99,7 @@ class SurrogateObjective:
     """β of the KL penalty, at the start where it changes."""
     kl_target: float = 0.01
     """KL(π_old‖π) in nats, a mean over states, that adaptive and dual aim at."""
-    dual_learning_rate: float = 10.0
+    dual_learning_rate: float = 100.0
     """Step of the multiplier per nat that KL exceeds --kl-target: β ← max(β + step · (KL − target), 0)."""
     entropy_coefficient: float = 0.0
     """Weight of the policy's entropy in its objective. Above 0 it keeps a policy exploring that would settle too
