@@ -231,3 +231,10 @@ def test_recording_refuses_and_leaves_nothing_behind(tmp_path, monkeypatch):
     for use in (lambda: record(run, tmp_path / "data"), lambda: evaluate_from_data(run, tmp_path / "data")):
         with pytest.raises(UsageError, match=r"needs minari; install it with: pip install 'surefoot\[data\]'"):
             use()
+
+
+def test_relative_paths(few, tmp_path, monkeypatch):
+    """As they are typed: from the current folder."""
+    monkeypatch.chdir(tmp_path)
+    record(few / "behavior", "here", episodes=2)
+    assert load_recorded("here").episodes == 2

@@ -11,7 +11,7 @@ import tyro
 
 from surefoot.commands.options import DONE, FAILED, WRONG_INPUT, Output, given, parse, value_of
 from surefoot.control.algorithms import ALGORITHMS, Algorithm
-from surefoot.control.configuration import TrainConfiguration
+from surefoot.control.configuration import FROM_DATA, TrainConfiguration
 from surefoot.errors import UsageError
 
 
@@ -28,9 +28,10 @@ def run(arguments: list[str], *, started: float) -> int:
         raise UsageError(f"there is no algorithm {arguments[0]!r}; there are {', '.join(most)} and {last}")
     algorithm, arguments = ALGORITHMS[arguments[0]], arguments[1:]
     env = value_of("--env", arguments)
-    if env is None and not {"-h", "--help"} & set(arguments):
+    from_data = value_of("--from-data", arguments) if algorithm.recorded is not None else None
+    if env is None and from_data is None and not {"-h", "--help"} & set(arguments):
         raise UsageError("--env is missing; give a Gymnasium id such as --env CartPole-v1")
-    configuration, output = _training_options(algorithm, env, arguments)
+    configuration, output = _training_options(algorithm, env, arguments, from_data)
     if not output.quiet:
         _tell_preset(algorithm, configuration)
     from surefoot.control.training import train
@@ -39,9 +40,12 @@ def run(arguments: list[str], *, started: float) -> int:
     return _report_training(result, as_json=output.json)
 
 
-def _training_options(algorithm: Algorithm, env: str | None, arguments: list[str]) -> tuple[TrainConfiguration, Output]:
+def _training_options(
+    algorithm: Algorithm, env: str | None, arguments: list[str], from_data: str | None
+) -> tuple[TrainConfiguration, Output]:
     """The options of one algorithm: the parts of its configuration side by side, each with its preset's defaults."""
-    defaults = algorithm.configure(env or "ID")
+    source = {} if from_data is None else {"from_data": from_data}
+    defaults = algorithm.configure(env or FROM_DATA, **source)
     parts = {**defaults.parts(), "output": Output()}
     members = [(name, tyro.conf.OmitArgPrefixes[type(part)], field(default=part)) for name, part in parts.items()]
     kind = make_dataclass(f"Train{algorithm.name}", members, frozen=True)
@@ -56,8 +60,10 @@ def _training_options(algorithm: Algorithm, env: str | None, arguments: list[str
 
 def _tell_preset(algorithm: Algorithm, configuration: TrainConfiguration) -> None:
     env, settings = configuration.run.env, configuration.as_dict()
-    if not (preset := algorithm.preset_for(env)):
+    from_data = settings.get("from_data") is not None
+    if not (preset := algorithm.preset_for(env, from_data=from_data)):
         return
+    env = "recorded data" if from_data else env
     used = [f"{k} {settings[k]}" for k, v in preset.items() if settings[k] == v]
     changed = [f"{k} {settings[k]} instead of {v}" for k, v in preset.items() if settings[k] != v]
     print(f"preset for {env}: {', '.join(used)}" + (f"; by option: {', '.join(changed)}" if changed else ""), file=sys.stderr)
@@ -65,9 +71,12 @@ def _tell_preset(algorithm: Algorithm, configuration: TrainConfiguration) -> Non
 
 def _report_training(result: dict[str, Any], *, as_json: bool) -> int:
     reached = "no episode finished" if result["mean_return"] is None else f"mean return {result['mean_return']:.1f}"
+    episodes = f"{reached} over the last training episodes"
+    if result["backend"] == "recorded":
+        episodes = "learnt from recorded data"
     rate = result["steps_per_second"] or 0.0
     print(
-        f"{'stopped early' if result['interrupted'] else 'done'}: {reached} over the last training episodes,"
+        f"{'stopped early' if result['interrupted'] else 'done'}: {episodes},"
         f" {result['total_steps']:,} steps in {result['seconds']:.1f} s"
         f" ({result['startup_seconds']:.1f} s of start-up, then {rate:,.0f} steps/s); run in {result['run']}",
         file=sys.stderr,

@@ -38,6 +38,8 @@ class Rollout(NamedTuple):
     """(T, N), bool: false in slots that only reset."""
     final_observations: Array | None = None
     """(T, N, observation size), read where an episode ended; None where row t+1 of ``observations`` is it."""
+    behavior_log_probabilities: Array | None = None
+    """(T, N), log μ(a|s) where another policy acted; None where the one that learns did."""
 
 
 class Actor(NamedTuple):

@@ -60,7 +60,13 @@ def train(
     wanted: Environment = run.env if environment is None else environment
     use_persistent_cache()
     seeds = list(range(run.seed, run.seed + run.seeds))
-    selection = select_environments(wanted, backend=run.backend, num_envs=run.num_envs, seed=run.seed)
+    if configuration.recorded is not None and configuration.recorded.from_data is not None:
+        from surefoot.control.recorded.source import open_recorded
+
+        configuration, source = open_recorded(configuration)
+        selection, wanted = Selection(source, "recorded", source.notices), configuration.run.env
+    else:
+        selection = select_environments(wanted, backend=run.backend, num_envs=run.num_envs, seed=run.seed)
     folder = create_run_folder(run.out, name=f"{configuration.algorithm}-{environment_name(wanted)}")
     write_json(folder / CONFIGURATION_FILE, configuration.as_dict())
     with StopRequest().listening() as stop:
@@ -111,6 +117,10 @@ def _summarize(results: list[dict[str, Any]], folder: Path, *, wanted: int, toge
 def make_iteration(configuration: TrainConfiguration, selection: Selection, seeds: list[int]) -> tuple[Iteration, Spaces]:
     """Compile the iteration that fits the environments."""
     environments, name = selection.environments, configuration.run.env
+    if selection.backend == "recorded":
+        from surefoot.control.iterations.recorded import RecordedIteration
+
+        return RecordedIteration(configuration, environments, seed=seeds[0]), environments.spaces
     if isinstance(environments, FunctionalEnvironment):
         spaces = describe_spaces(environments.observation_space, environments.action_space, name=name)
         _check_policy_options(configuration, spaces)
@@ -159,7 +169,7 @@ def _train_together(
         start = time.perf_counter()
         try:
             for number in range(0, iterations, together):
-                if stop.signal is not None:
+                if stop.signal is not None or iteration.finished is not None:
                     break
                 began = time.perf_counter()
                 outcome = iteration.run(number)
@@ -174,6 +184,8 @@ def _train_together(
                     writer.write(acted[i], counts | _report(outcome, i, tracker, real=real) | plan | speed)
                 known = [t.mean_return for t in trackers if t.mean_return is not None]
                 rate = sum(acted) / (time.perf_counter() - start)
+                if iteration.finished is not None:
+                    progress.say(iteration.finished)
                 progress.update(
                     completed * configuration.slots, steps_per_second=rate, mean_return=float(np.mean(known)) if known else None
                 )
@@ -195,7 +207,7 @@ def _train_together(
             "steps_per_second": steps / trained if trained > 0 else None,
             "mean_return": tracker.mean_return,
             "run": str(below),
-            "interrupted": completed < iterations,
+            "interrupted": completed < iterations and iteration.finished is None,
         }
         write_json(below / SUMMARY_FILE, result)
         results.append(result)

@@ -10,7 +10,12 @@ Source: Mnih et al., Asynchronous Methods for Deep Reinforcement Learning (2016)
 """
 
 from surefoot.control.algorithms.algorithm import Algorithm
-from surefoot.control.configuration import LikelihoodObjective, OptimizerConfiguration, WeightConfiguration
+from surefoot.control.configuration import (
+    LikelihoodObjective,
+    OptimizerConfiguration,
+    RecordedConfiguration,
+    WeightConfiguration,
+)
 
 A2C = Algorithm(
     name="a2c",
@@ -19,8 +24,17 @@ A2C = Algorithm(
     objective=LikelihoodObjective(),
     optimizer=OptimizerConfiguration(optimizer="rmsprop", learning_rate=7e-4),
     rollout_length=5,
+    recorded=RecordedConfiguration(),
     presets={
         "CartPole-v1": {"total_steps": 200_000},
         "HalfCheetah-v5": {"rollout_length": 16, "trace_decay": 0.95, "learning_rate": 1.4e-3, "initial_log_std": -1.0},
+    },
+    data_preset={
+        "total_steps": 10_000_000,
+        "optimizer": "adam",
+        "learning_rate": 1e-3,
+        "critic_learning_rate": 1e-2,
+        "trace_decay": 0.95,
+        "advantage_normalization": "batch",
     },
 )

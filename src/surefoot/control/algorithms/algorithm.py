@@ -12,6 +12,7 @@ from surefoot.control.configuration import (
     NormalizationConfiguration,
     OptimizerConfiguration,
     PassesConfiguration,
+    RecordedConfiguration,
     RunConfiguration,
     SurrogateObjective,
     TrainConfiguration,
@@ -35,14 +36,17 @@ class Algorithm:
     optimizer: OptimizerConfiguration
     passes: PassesConfiguration | None = None
     trust_region: TrustRegionConfiguration | None = None
+    recorded: RecordedConfiguration | None = None
     num_envs: int = 8
     rollout_length: int = 256
     presets: Mapping[str, Preset] = field(default_factory=dict)
     """Good settings for known tasks, used unless an option says otherwise; what they reach stands in benchmarks/."""
+    data_preset: Preset = field(default_factory=dict)
+    """Good settings for learning from recorded data, whatever the task, in the place of the task's."""
 
-    def preset_for(self, env: str | None) -> dict[str, Any]:
-        """The preset of an environment; empty where there is none."""
-        return dict(self.presets.get(env or "", {}))
+    def preset_for(self, env: str | None, *, from_data: bool = False) -> Preset:
+        """The preset of an environment, or of recorded data; empty where there is none."""
+        return dict(self.data_preset if from_data else self.presets.get(env or "", {}))
 
     def configure(self, env: str, **options: Any) -> TrainConfiguration:
         """The configuration for an environment: defaults, then the preset, then ``options``, by the fields' names.
@@ -52,7 +56,8 @@ class Algorithm:
             UsageError: a value cannot be used.
         """
         shape = {"num_envs": self.num_envs, "rollout_length": self.rollout_length}
-        chosen = shape | self.preset_for(env) | {"env": env} | options
+        preset = self.preset_for(env, from_data=options.get("from_data") is not None)
+        chosen = {**shape, **preset, "env": env, **options}
         defaults: dict[str, Any] = {
             "run": RunConfiguration(env),
             "network": NetworkConfiguration(),
@@ -62,6 +67,7 @@ class Algorithm:
             "optimizer": self.optimizer,
             "passes": self.passes,
             "trust_region": self.trust_region,
+            "recorded": self.recorded,
         }
         parts = {}
         for name, default in defaults.items():

@@ -10,7 +10,12 @@ Source: Williams, Simple Statistical Gradient-Following Algorithms for Connectio
 """
 
 from surefoot.control.algorithms.algorithm import Algorithm
-from surefoot.control.configuration import LikelihoodObjective, OptimizerConfiguration, WeightConfiguration
+from surefoot.control.configuration import (
+    LikelihoodObjective,
+    OptimizerConfiguration,
+    RecordedConfiguration,
+    WeightConfiguration,
+)
 
 REINFORCE = Algorithm(
     name="reinforce",
@@ -18,5 +23,16 @@ REINFORCE = Algorithm(
     weight=WeightConfiguration("reward-to-go", advantage_normalization="batch"),
     objective=LikelihoodObjective(),
     optimizer=OptimizerConfiguration(learning_rate=1e-3),
-    presets={"CartPole-v1": {"total_steps": 500_000}},
+    recorded=RecordedConfiguration(),
+    presets={
+        "CartPole-v1": {"total_steps": 500_000},
+        "HalfCheetah-v5": {"total_steps": 3_000_000, "weight": "baseline", "initial_log_std": -1.0},
+    },
+    data_preset={
+        "total_steps": 10_000_000,
+        "weight": "baseline",
+        "learning_rate": 3e-4,
+        "critic_learning_rate": 1e-2,
+        "episodes_per_update": 512,
+    },
 )

@@ -12,12 +12,14 @@ from surefoot.control.configuration.choices import (
     LikelihoodObjective,
     OptimizerConfiguration,
     PassesConfiguration,
+    RecordedConfiguration,
     Schedule,
     SurrogateObjective,
     TrustRegionConfiguration,
     WeightConfiguration,
 )
 from surefoot.control.configuration.run import (
+    FROM_DATA,
     Backend,
     NetworkConfiguration,
     NormalizationConfiguration,
@@ -26,12 +28,14 @@ from surefoot.control.configuration.run import (
 from surefoot.errors import UsageError
 
 __all__ = [
+    "FROM_DATA",
     "Backend",
     "LikelihoodObjective",
     "NetworkConfiguration",
     "NormalizationConfiguration",
     "OptimizerConfiguration",
     "PassesConfiguration",
+    "RecordedConfiguration",
     "RunConfiguration",
     "Schedule",
     "SurrogateObjective",
@@ -62,6 +66,8 @@ class TrainConfiguration:
     optimizer: OptimizerConfiguration = field(default_factory=OptimizerConfiguration)
     passes: PassesConfiguration | None = None
     trust_region: TrustRegionConfiguration | None = None
+    recorded: RecordedConfiguration | None = None
+    """Where the algorithm can learn from recorded data."""
     algorithm: str = "custom"
 
     def __post_init__(self) -> None:
@@ -84,6 +90,22 @@ class TrainConfiguration:
         recomputes = isinstance(self.objective, SurrogateObjective) and self.objective.recompute_advantages
         if recomputes and (self.passes is None or self.passes.epochs == 1):
             raise UsageError("--recompute-advantages would do nothing with --epochs 1; take more epochs, or leave it out")
+
+        if self.recorded is not None and self.recorded.from_data is not None:
+            self._check_recorded()
+
+    def _check_recorded(self) -> None:
+        if not isinstance(self.objective, LikelihoodObjective):
+            raise UsageError(f"--from-data: {self.algorithm} cannot learn from recorded data; reinforce and a2c can")
+        if self.weight.weight not in ("reward-to-go", "baseline", "td-residual", "gae") or self.weight.keep_discount:
+            raise UsageError(
+                "--from-data corrects the weights reward-to-go, baseline, td-residual and gae, without --keep-discount;"
+                f" choose one in place of {self.weight.weight}"
+            )
+        if self.run.seeds > 1:
+            raise UsageError("--from-data trains one seed; leave --seeds out")
+        if not self.normalization.normalize_observations:
+            raise UsageError("--from-data starts from a policy that normalises observations; leave that on")
 
     @property
     def slots(self) -> int:
@@ -109,7 +131,7 @@ class TrainConfiguration:
 
     def parts(self) -> dict[str, Any]:
         """The choices by name, those that the algorithm does not have left out."""
-        names = ("run", "network", "normalization", "weight", "objective", "optimizer", "passes", "trust_region")
+        names = ("run", "network", "normalization", "weight", "objective", "optimizer", "passes", "trust_region", "recorded")
         return {name: part for name in names if (part := getattr(self, name)) is not None}
 
     def as_dict(self) -> dict[str, Any]:
@@ -142,6 +164,14 @@ class TrainConfiguration:
             if self.trust_region is not None:
                 names = ("optimizer", "learning_rate", "learning_rate_schedule", "adam_epsilon", "max_gradient_norm")
                 idle |= dict.fromkeys((*names, "minibatch_size", "epochs"), without)
+        if self.recorded is not None and self.recorded.from_data is None:
+            without = "there is no --from-data"
+            idle |= dict.fromkeys(("episodes_per_update", "importance_limit", "smallest_effective_share"), without)
+        elif self.recorded is not None:
+            acting = "recorded data have the environments' steps in them already"
+            idle |= dict.fromkeys(("num_envs", "rollout_length", "backend"), acting)
+            cloned = "the policy starts as a fit to the recorded one"
+            idle |= dict.fromkeys(("initial_log_std",), cloned)
         if self.optimizer.optimizer == "sgd":
             idle["adam_epsilon"] = "--optimizer sgd has no ε"
         return idle

@@ -182,3 +182,24 @@ class TrustRegionConfiguration:
         require(0 <= self.damping < math.inf, f"--damping must be finite and not negative, but is {self.damping}")
         good = 0 < self.backtrack_factor < 1
         require(good, f"--backtrack-factor must lie between 0 and 1, both excluded, but is {self.backtrack_factor}")
+
+
+@dataclass(frozen=True)
+class RecordedConfiguration:
+    """Learning from recorded episodes of another policy instead of acting. The policy starts as a fit to the recorded one."""
+
+    from_data: str | None = None
+    """A Minari data set, a folder or a name; none learns by acting. Monte-Carlo weights are then corrected per decision, gae
+    and td-residual by V-trace."""
+    episodes_per_update: int = 64
+    """Episodes that each update draws from the data."""
+    importance_limit: float = 2.0
+    """What an importance weight is cut to: smaller means less variance and more bias towards the policy that acted."""
+    smallest_effective_share: float = 0.1
+    """Training ends when the effective sample size of an update's weights falls below this share of its sample: the data
+    then no longer speak of the policy."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "episodes_per_update")
+        _positive(self, "importance_limit")
+        _fraction(self, "smallest_effective_share")

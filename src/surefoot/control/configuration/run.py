@@ -8,6 +8,9 @@ from typing import Literal
 
 from surefoot.errors import UsageError
 
+FROM_DATA = "recorded"
+"""In place of an environment's name: the one that recorded data name."""
+
 Backend = Literal["auto", "envpool", "gymnasium", "gymnasium-sync", "jax"]
 
 

@@ -31,7 +31,8 @@ POOLED = ("gymnasium.envs.classic_control", "gymnasium.envs.box2d", "gymnasium.e
 class Selection:
     """Environments, and why these."""
 
-    environments: Environments
+    environments: Any
+    """Environments; with the backend ``recorded``, a source of recorded episodes."""
     backend: str
     notices: tuple[str, ...]
     """Sentences for the user: which backend was chosen, and what would be faster."""

@@ -44,6 +44,8 @@ class Iteration(Protocol):
     """Something that trains by one report's rollouts at a time."""
 
     learner: Learner
+    finished: str | None
+    """Why training is over before its last iteration; None while it is not."""
 
     def run(self, number: int) -> Outcome:
         """Collect and update, once for each rollout of a report, from iteration ``number`` on.

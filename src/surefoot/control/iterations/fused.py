@@ -29,6 +29,8 @@ class FusedIteration:
     would cost more than the work.
     """
 
+    finished: str | None = None
+
     def __init__(
         self,
         configuration: TrainConfiguration,

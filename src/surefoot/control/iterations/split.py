@@ -49,6 +49,8 @@ class SplitIteration:
     network costs less than handing it over, and stays in one.
     """
 
+    finished: str | None = None
+
     def __init__(self, configuration: TrainConfiguration, environments: HostEnvironments | Pool, *, seed: int) -> None:
         self._configuration, self._environments = configuration, environments
         self.spaces = spaces = environments.spaces

@@ -99,6 +99,20 @@ def load_recorded(file: str | Path, spaces: Spaces | None = None) -> RecordedDat
     return _padded(file, episodes, spaces or described, env=env, dataset=dataset.id)
 
 
+def recorded_spaces(file: str | Path) -> Spaces:
+    """The spaces that a Minari data set says it has.
+
+    Raises:
+        UsageError: as :func:`load_recorded`.
+    """
+    require_minari()
+    folder = find_dataset(file)
+    _read_metadata(folder)
+    from minari import MinariDataset
+
+    return _describe(MinariDataset(folder), file)
+
+
 def find_dataset(file: str | Path) -> Path:
     """The folder in which the data set's ``metadata.json`` lies.
 

@@ -144,7 +144,7 @@ class _Writer:
             spec = gymnasium.spec(self.name)
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.folder = Path(tempfile.mkdtemp(prefix=f".{self.file.name}.", dir=self.file.parent))
+            self.folder = Path(tempfile.mkdtemp(prefix=f".{self.file.name}.", dir=self.file.parent.resolve()))
         except OSError as error:
             raise UsageError(f"cannot make {self.file}: {error.strerror}; choose another --record") from error
         self.storage = MinariStorage.new(

@@ -10,6 +10,7 @@ from surefoot.control.policies.networks import Parameters, evaluate_network
 from surefoot.control.policies.normalization import RunningStatistics, normalize, running_returns, update_statistics
 from surefoot.control.policies.spaces import Spaces
 from surefoot.control.rollout import Rollout, split_key
+from surefoot.control.update.off_policy import off_policy_weights
 from surefoot.control.update.permutation import shuffled_minibatches
 from surefoot.control.update.state import Data, Learner, Metrics, Samples, actor_of
 from surefoot.equations import (
@@ -107,6 +108,7 @@ def prepare(
         valid=valid,
         elapsed=learner.elapsed,
         collected=learner.collected,
+        behavior_log_probabilities=rollout.behavior_log_probabilities,
     )
     learner = learner._replace(
         observations=statistics,
@@ -155,25 +157,28 @@ def estimate(
     if "q" in critic:
         seen = action_values_of(configuration, spaces, critic["q"], data.observations[:-1], data.actions)
         critics["action_values"] = seen
-    weights = policy_gradient_weights(
-        settings.weight,
-        **known,
-        **critics,
-        trace_decay=settings.trace_decay,
-        steps=settings.n_steps,
-        elapsed=data.elapsed,
-        collected=data.collected,
-    )
+    if data.behavior_log_probabilities is not None:
+        weights, targets, metrics = off_policy_weights(configuration, data, values, critics.get("next_values"))
+    else:
+        weights = policy_gradient_weights(
+            settings.weight,
+            **known,
+            **critics,
+            trace_decay=settings.trace_decay,
+            steps=settings.n_steps,
+            elapsed=data.elapsed,
+            collected=data.collected,
+        )
+        if values is not None:
+            # The target is what ψ compares V with; where ψ is itself a critic's word, it is the λ-return.
+            targets = weights + values
+            if "q" in critic:
+                pair = {"values": values, "next_values": critics["next_values"]}
+                targets = values + generalized_advantages(**known, **pair, trace_decay=settings.trace_decay)
     if values is not None:
-        # The target is what ψ compares V with; where ψ is itself a critic's word, it is the λ-return.
-        advantages = weights
-        if "q" in critic:
-            pair = {"values": values, "next_values": critics["next_values"]}
-            advantages = generalized_advantages(**known, **pair, trace_decay=settings.trace_decay)
-        targets = advantages + values
         spread = masked_variance(targets, valid)
-        explained = 1 - masked_variance(advantages, valid) / jnp.where(spread > 0, spread, jnp.nan)
-        metrics = {"critic/explained_variance": explained, "critic/value_mean": masked_mean(values, valid)}
+        explained = 1 - masked_variance(targets - values, valid) / jnp.where(spread > 0, spread, jnp.nan)
+        metrics |= {"critic/explained_variance": explained, "critic/value_mean": masked_mean(values, valid)}
     if settings.keep_discount:
         since = elapsed_steps(
             terminated=data.terminated, truncated=data.truncated, like=data.rewards, valid=valid, start=data.elapsed

@@ -21,6 +21,7 @@ from surefoot.equations import (
     kl_k3,
     masked_mean,
     squared_value_loss,
+    weight_diagnostics,
 )
 
 
@@ -40,15 +41,13 @@ def ratio_of(policy: Distribution, batch: Samples) -> tuple[Array, Array]:
     return ratio, log_probabilities
 
 
-def ratio_metrics(ratio: Array, valid: Array) -> Metrics:
-    """How far the importance ratios can be trusted: effective share of the sample, variance and largest ratio."""
-    count = jnp.maximum(valid.sum(), 1)
-    ratio = jnp.where(valid, ratio, 0.0)
-    total, square = ratio.sum(), (ratio**2).sum()
+def ratio_metrics(log_ratio: Array, valid: Array) -> Metrics:
+    """How far the importance ratios π/π_old can be trusted: effective share of the sample, variance and largest ratio."""
+    diagnosed = weight_diagnostics(log_weights=log_ratio, valid=valid)
     return {
-        "policy/effective_sample_share": total**2 / (count * jnp.maximum(square, 1e-30)),
-        "policy/ratio_variance": square / count - (total / count) ** 2,
-        "policy/ratio_max": ratio.max(),
+        "policy/effective_sample_share": diagnosed.effective_sample_size / jnp.maximum(valid.sum(), 1),
+        "policy/ratio_variance": diagnosed.weight_variance,
+        "policy/ratio_max": diagnosed.largest_weight,
     }
 
 
@@ -90,7 +89,7 @@ def actor_loss(
         "policy/objective": surrogate,
         "policy/approximate_kl": masked_mean(kl_k3(log_probabilities - batch.log_probabilities), valid),
     }
-    return loss, metrics | ratio_metrics(ratio, valid)
+    return loss, metrics | ratio_metrics(log_probabilities - batch.log_probabilities, valid)
 
 
 def mean_kl(old: Any, new: Any, valid: Array) -> Array:

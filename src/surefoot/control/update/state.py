@@ -70,6 +70,8 @@ class Data(NamedTuple):
     elapsed: Array
     """Each environment's steps and collected rewards at the first row."""
     collected: Array
+    behavior_log_probabilities: Array | None = None
+    """Log μ(a|s) where another policy acted."""
 
 
 class Samples(NamedTuple):

@@ -114,7 +114,7 @@ def natural_step(
     vector = jnp.where(accepted, start + length * step, start)
     parameters = unravel(vector)
     policy = distribution_of(spaces, outputs_of(configuration, parameters, samples.observations))
-    ratio, _ = ratio_of(policy, samples)
+    _, log_probabilities = ratio_of(policy, samples)
     metrics = {
         "policy/objective": before,
         "policy/entropy": masked_mean(policy.entropy(), valid),
@@ -125,7 +125,7 @@ def natural_step(
         "policy/accepted": accepted.astype(step.dtype),
         "policy/conjugate_gradient_residual": solved.residual,
         "policy/gradient_norm": jnp.linalg.norm(gradient),
-        **ratio_metrics(ratio, valid),
+        **ratio_metrics(log_probabilities - samples.log_probabilities, valid),
         "minibatches": jnp.ones((), jnp.float32),
     }
     return Network(parameters, actor.optimizer), metrics | {"finite": all_finite(parameters)}

@@ -1,0 +1,93 @@
+"""Recorded data as something to train on: episodes, how likely their actions were, and a policy to start from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from surefoot.control.configuration import FROM_DATA, TrainConfiguration
+from surefoot.control.policies.policy import Policy
+from surefoot.control.policies.spaces import Spaces
+from surefoot.control.recorded.behavior import fit_behavior
+from surefoot.control.recorded.likelihood import recorded_log_likelihood
+from surefoot.control.recorded.load import RecordedData, load_recorded, recorded_spaces
+from surefoot.control.rollout import Rollout
+from surefoot.errors import UsageError
+
+__all__ = ["RecordedSource", "open_recorded"]
+
+
+@dataclass(frozen=True)
+class RecordedSource:
+    """Recorded episodes side by side, and the policy fitted to them."""
+
+    rollout: Rollout
+    """All episodes, (T, episodes), with the log-probabilities of the policy that acted."""
+    spaces: Spaces
+    fitted: Policy
+    """A fit to the policy that acted: where training starts, and the behaviour policy where the data name none."""
+    name: str
+    notices: tuple[str, ...]
+
+
+def open_recorded(configuration: TrainConfiguration) -> tuple[TrainConfiguration, RecordedSource]:
+    """Load the data, fit a policy to them, and shape the run after them.
+
+    Returns:
+        the configuration with the environment's name, the rollouts' shape and the number of episodes of the data; and the
+        source.
+
+    Raises:
+        UsageError: the data cannot be used.
+    """
+    recorded = configuration.recorded
+    assert recorded is not None
+    assert recorded.from_data is not None
+    data = load_recorded(recorded.from_data)
+    spaces = recorded_spaces(recorded.from_data)
+    named = None if configuration.run.env == FROM_DATA else configuration.run.env
+    env = named or data.env
+    if env is None:
+        raise UsageError(f"{recorded.from_data} does not say which environment it is of; give --env")
+    if data.env is not None and env != data.env:
+        raise UsageError(f"{recorded.from_data} is of {data.env}, but --env says {env}; leave --env out")
+    network = configuration.network
+    fitted = fit_behavior(
+        data, spaces, hidden_sizes=network.hidden_sizes, activation=network.activation, seed=configuration.run.seed
+    )
+    notices = [*data.notices, _describe(data), f"the policy starts as a fit to the one that acted (held-out log-likelihood"
+               f" {fitted.held_out_log_likelihood:.3f} nats per step)"]  # fmt: skip
+    behavior = data.log_probabilities
+    if behavior is None:
+        behavior = recorded_log_likelihood(fitted.policy, replace_bounds(data))
+        notices.append(
+            "the data do not say how likely their actions were: the fit stands for the policy that acted, and the"
+            " importance weights are estimates"
+        )
+    if data.at_bound is not None and (met := int((data.at_bound != 0).any(axis=-1)[data.valid].sum())):
+        notices.append(f"{met} of {data.steps} actions lie at a bound; they are taken as they stand, not as clipped")
+    rollout = Rollout(
+        observations=data.observations.astype(np.float32),
+        actions=data.actions,
+        rewards=data.rewards.astype(np.float32),
+        terminated=data.terminated,
+        truncated=data.truncated,
+        valid=data.valid,
+        behavior_log_probabilities=behavior.astype(np.float32),
+    )
+    length, episodes = data.rewards.shape
+    together = min(recorded.episodes_per_update, episodes)
+    run = replace(configuration.run, env=env, num_envs=together, rollout_length=length)
+    source = RecordedSource(rollout, spaces, fitted.policy, str(recorded.from_data), tuple(notices))
+    return replace(configuration, run=run), source
+
+
+def replace_bounds(data: RecordedData) -> RecordedData:
+    """The data with every action taken as it stands: π and μ are then scored alike."""
+    return data._replace(at_bound=None)
+
+
+def _describe(data: RecordedData) -> str:
+    returns = (data.rewards * data.valid).sum(axis=0)
+    return f"{data.episodes} recorded episodes, {data.steps:,} steps, mean return {returns.mean():.1f}"
