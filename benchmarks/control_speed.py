@@ -1,4 +1,4 @@
-"""PPO's speed against peers: the same work, run in turn, as the median of paired ratios.
+"""Speed against peers: the same work, run in turn, as the median of paired ratios.
 
     make peers                                          # the peers' own environments, once
     python benchmarks/control_speed.py                  # all groups: about half an hour on two quiet cores
@@ -35,6 +35,9 @@ CARTPOLE = (
     f"--env CartPole-v1 {PLAIN} --learning-rate 3e-4 --learning-rate-schedule constant --discount 0.99 --trace-decay 0.95"
 )
 CARTPOLE += " --clip-range-schedule constant"
+SIMPLE = "--no-normalize-observations --no-normalize-rewards --learning-rate-schedule constant"
+A2C = f"a2c --env CartPole-v1 --num-envs 8 --rollout-length 5 {SIMPLE}"
+TRPO = "trpo --num-envs 8 --rollout-length 256 --minibatch-size 256 --epochs 10"
 CHEETAH = "--env HalfCheetah-v5 --num-envs 8 --rollout-length 256 --minibatch-size 64 --epochs 10"
 
 
@@ -66,7 +69,7 @@ class Group:
 
 
 def ours(name: str, options: str, steps: int, environment: str = "") -> Side:
-    return Side(name, f"train ppo {options} --total-steps {steps} --json --quiet", True, environment)
+    return Side(name, f"train {options} --total-steps {steps} --json --quiet", True, environment)
 
 
 def peer(name: str, script: str, options: str) -> Side:
@@ -76,11 +79,11 @@ def peer(name: str, script: str, options: str) -> Side:
 GROUPS = {
     "cartpole": Group(
         (
-            ours("surefoot envpool", CARTPOLE, 102_400),
-            peer("sb3", "sb3_ppo.py", "CartPole-v1 --steps 102400"),
-            ours("surefoot gymnasium-sync", f"{CARTPOLE} --backend gymnasium-sync", 102_400),
+            ours("surefoot envpool", f"ppo {CARTPOLE}", 102_400),
+            peer("sb3", "sb3.py", "ppo CartPole-v1 --steps 102400"),
+            ours("surefoot gymnasium-sync", f"ppo {CARTPOLE} --backend gymnasium-sync", 102_400),
             peer("sbx", "sbx_ppo.py", "CartPole-v1 --steps 102400"),
-            ours("surefoot gymnasium", f"{CARTPOLE} --backend gymnasium", 102_400),
+            ours("surefoot gymnasium", f"ppo {CARTPOLE} --backend gymnasium", 102_400),
         ),
         (
             Comparison("surefoot envpool", "sb3", 6.5, 8),
@@ -93,7 +96,7 @@ GROUPS = {
         (
             ours(
                 "surefoot jax",
-                "--env CartPole-v1 --backend jax --num-envs 64 --rollout-length 32 --minibatch-size 512 --epochs 4"
+                "ppo --env CartPole-v1 --backend jax --num-envs 64 --rollout-length 32 --minibatch-size 512 --epochs 4"
                 " --learning-rate 2e-3 --no-normalize-observations --no-normalize-rewards",
                 294_912,
             ),
@@ -103,9 +106,9 @@ GROUPS = {
     ),
     "halfcheetah": Group(
         (
-            ours("surefoot envpool", CHEETAH, 61_440),
-            peer("sb3", "sb3_ppo.py", "HalfCheetah-v5 --steps 61440 --minibatch 64 --normalize"),
-            ours("surefoot gymnasium-sync", f"{CHEETAH} --backend gymnasium-sync", 61_440),
+            ours("surefoot envpool", f"ppo {CHEETAH}", 61_440),
+            peer("sb3", "sb3.py", "ppo HalfCheetah-v5 --steps 61440 --minibatch 64 --normalize"),
+            ours("surefoot gymnasium-sync", f"ppo {CHEETAH} --backend gymnasium-sync", 61_440),
             peer("sbx", "sbx_ppo.py", "HalfCheetah-v5 --steps 61440 --minibatch 64 --normalize"),
         ),
         (
@@ -114,11 +117,32 @@ GROUPS = {
             Comparison("surefoot gymnasium-sync", "sb3", 2, 3),
         ),
     ),
+    "a2c-cartpole": Group(
+        (
+            ours("surefoot envpool", A2C, 200_000),
+            peer("sb3", "sb3.py", "a2c CartPole-v1 --steps 200000 --rollout 5"),
+        ),
+        (Comparison("surefoot envpool", "sb3", 7, 10),),
+    ),
+    "trpo-cartpole": Group(
+        (
+            ours("surefoot envpool", f"{TRPO} --env CartPole-v1 {SIMPLE}", 102_400),
+            peer("sb3", "sb3.py", "trpo CartPole-v1 --steps 102400 --minibatch 256"),
+        ),
+        (Comparison("surefoot envpool", "sb3", 5, 7),),
+    ),
+    "trpo-halfcheetah": Group(
+        (
+            ours("surefoot envpool", f"{TRPO} --env HalfCheetah-v5 --learning-rate-schedule constant", 61_440),
+            peer("sb3", "sb3.py", "trpo HalfCheetah-v5 --steps 61440 --minibatch 256 --normalize"),
+        ),
+        (Comparison("surefoot envpool", "sb3", 2.5, 3),),
+    ),
     "solve": Group(
         (
-            ours("surefoot cold", "--env CartPole-v1", 100_000, "XDG_CACHE_HOME=empty"),
-            ours("surefoot warm", "--env CartPole-v1", 100_000, "XDG_CACHE_HOME=kept"),
-            peer("sb3", "sb3_ppo.py", "CartPole-v1 --steps 100000 --zoo"),
+            ours("surefoot cold", "ppo --env CartPole-v1", 100_000, "XDG_CACHE_HOME=empty"),
+            ours("surefoot warm", "ppo --env CartPole-v1", 100_000, "XDG_CACHE_HOME=kept"),
+            peer("sb3", "sb3.py", "ppo CartPole-v1 --steps 100000 --zoo"),
         ),
         (Comparison("surefoot cold", "sb3", 3, 3), Comparison("surefoot warm", "sb3", 3, 3)),
         measure="process_seconds",

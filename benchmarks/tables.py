@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
+
+from surefoot.runs.statistics import summarize_seeds
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -72,10 +75,13 @@ def seeds(tasks: tuple[str, ...] = PPO_TASKS) -> list[str]:
 def speed() -> list[str]:
     lines = ["| work | surefoot | peer | ratio, median (range) | ours | peer's |", "|---|---|---|---|---|---|"]
     works = {
-        "cartpole": "CartPole-v1, 8×256, minibatch 256, 10 epochs",
-        "cartpole-jax": "CartPole, 64×32, 4 minibatches, 4 epochs, pure JAX on both sides",
-        "halfcheetah": "HalfCheetah-v5, 8×256, minibatch 64, 10 epochs, normalised",
-        "solve": "seconds from process start to a solved CartPole-v1",
+        "a2c-cartpole": "A2C, CartPole-v1, 8×5",
+        "trpo-cartpole": "TRPO, CartPole-v1, 8×256",
+        "trpo-halfcheetah": "TRPO, HalfCheetah-v5, 8×256, normalised",
+        "cartpole": "PPO, CartPole-v1, 8×256, minibatch 256, 10 epochs",
+        "cartpole-jax": "PPO, CartPole, 64×32, 4 minibatches, 4 epochs, pure JAX on both sides",
+        "halfcheetah": "PPO, HalfCheetah-v5, 8×256, minibatch 64, 10 epochs, normalised",
+        "solve": "PPO, seconds from process start to a solved CartPole-v1",
     }
     peers = {"sb3": "Stable-Baselines3 2.9.2", "sbx": "SBX 0.28", "rejax": "rejax 0.1.2"}
     for group, work in works.items():
@@ -105,12 +111,48 @@ def limit() -> list[str]:
     return [*lines, "", f"Matrix rate: {report['matrix_gigaflops_per_second']:.0f} GFLOP/s. Per rollout of 2048 steps."]
 
 
-def ablation() -> list[str]:
-    lines = ["| Pendulum-v1, 200,000 steps, 5 seeds | interquartile mean | 95 % interval |", "|---|---|---|"]
-    for row in load("control_ablation.json")["rows"]:
+def ablation(name: str = "ppo") -> list[str]:
+    report = load(f"control_ablation/{name}.json")
+    lines = [f"| {report['task']} | interquartile mean | 95 % interval |", "|---|---|---|"]
+    for row in report["rows"]:
         option = f" (`{row['options']}`)" if row["options"] else ""
+        if "failed" in row:
+            lines.append(f"| {row['variant']}{option} | stopped: {row['failed'].removeprefix('surefoot: ')} | |")
+            continue
         interval = f"{number(row['low'])} … {number(row['high'])}"
         lines.append(f"| {row['variant']}{option} | {number(row['interquartile_mean'])} | {interval} |")
+    return lines
+
+
+def cliff() -> list[str]:
+    report = load("cliff.json")
+    factors = sorted({row["factor"] for row in report["rows"]})
+    lines = []
+    for critic in ("its own", "random, frozen"):
+        heads = " | ".join(f"× {factor:,.0f}" for factor in factors)
+        lines += [f"Critic {critic}: return at the end of the disturbance → 40 usual rollouts later", ""]
+        lines += [f"| | {heads} |", "|---|" + "---|" * len(factors)]
+        for name in dict.fromkeys(row["method"] for row in report["rows"]):
+            rows = sorted(
+                (r for r in report["rows"] if r["method"] == name and r["critic"] == critic), key=lambda row: row["factor"]
+            )
+            cells = [
+                " → ".join(f"{summarize_seeds(row[k]).interquartile_mean:.0f}" for k in ("after_disturbance", "at_the_end"))
+                for row in rows
+            ]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append("")
+    return lines[:-1]
+
+
+def recorded() -> list[str]:
+    report = load("recorded_data.json")
+    lines = ["| CartPole-v1, 5 seeds | interquartile mean | 95 % interval | every seed |", "|---|---|---|---|"]
+    names = {"behavior": "the policy that was recorded"}
+    for name, summary in report["summary"].items():
+        every = " · ".join(number(row[name]) for row in report["seeds"])
+        interval = f"{number(summary['low'])} … {number(summary['high'])}"
+        lines.append(f"| {names.get(name, name)} | **{number(summary['interquartile_mean'])}** | {interval} | {every} |")
     return lines
 
 
@@ -124,10 +166,15 @@ def memory() -> list[str]:
 
 def main() -> None:
     makers = {"learning": learning, "seeds": seeds, "speed": speed, "limit": limit, "memory": memory, "ablation": ablation}
-    for page in (HERE.parent / "README.md", HERE / "README.md", HERE.parent / "docs" / "ppo.md"):
+    makers |= {"family": partial(learning, FAMILY_TASKS), "family-seeds": partial(seeds, FAMILY_TASKS)}
+    makers |= {"cliff": cliff, "recorded": recorded}
+    makers |= {f"ablation-{n}": partial(ablation, n) for n in ("reinforce", "actor-critic", "a2c", "trpo", "penalty")}
+    for page in (HERE.parent / "README.md", HERE / "README.md", *sorted((HERE.parent / "docs").glob("*.md"))):
         text = page.read_text()
         for name, make in makers.items():
             pattern = rf"<!-- results:{name} -->.*?<!-- end -->"
+            if not re.search(pattern, text, flags=re.DOTALL):
+                continue
             table = "\n".join(make())
             text = re.sub(
                 pattern, lambda _, n=name, t=table: f"<!-- results:{n} -->\n\n{t}\n\n<!-- end -->", text, flags=re.DOTALL
