@@ -18,7 +18,7 @@ from surefoot.control.recorded.off_policy_evaluation import Estimator, evaluate_
 from surefoot.control.recorded.record import record
 from surefoot.errors import UsageError
 from tests.control import toys
-from tests.control.recordings import save_balancer, save_policy, without_infos
+from tests.control.recorded.recordings import save_balancer, save_policy, without_infos
 
 minari = pytest.importorskip("minari")
 pytestmark = pytest.mark.filterwarnings("ignore:.*(is set to None|env_spec is None).*")

@@ -23,7 +23,7 @@ from surefoot.control.update.whole import begin_update, whole_update
 from surefoot.errors import UsageError
 from surefoot.runs.metrics import read_metrics
 from tests.control.helpers import DISCRETE, configure, random_rollout
-from tests.control.recordings import save_balancer, without_infos
+from tests.control.recorded.recordings import save_balancer, without_infos
 
 LENGTH = 3
 
