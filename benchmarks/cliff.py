@@ -85,7 +85,7 @@ def program(configuration: TrainConfiguration) -> tuple[Any, Any, Callable[..., 
 
 
 class Record:
-    """Every seed's mean return per rollout: of the episodes that it finished, or of what the going ones have so far."""
+    """Every seed's mean return per rollout, over the episodes that it finished; NaN where it finished none."""
 
     def __init__(self, envs: int) -> None:
         self.trackers = [EpisodeTracker(envs) for _ in range(SEEDS)]

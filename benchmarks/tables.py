@@ -88,8 +88,9 @@ def speed() -> list[str]:
         result = load(f"control_speed/{group}.json")
         unit = "steps/s" if result["measure"] == "steps_per_second" else "s"
         for c in result["comparisons"]:
+            name = "sb3-contrib 2.9.2" if group.startswith("trpo") else peers[c["peer"]]
             lines.append(
-                f"| {work} | {c['ours'].removeprefix('surefoot ')} | {peers[c['peer']]} | **{c['ratio']:.1f} ×**"
+                f"| {work} | {c['ours'].removeprefix('surefoot ')} | {name} | **{c['ratio']:.1f} ×**"
                 f" ({min(c['ratios']):.1f} … {max(c['ratios']):.1f}) | {number(c['ours_median'])} {unit} |"
                 f" {number(c['peer_median'])} {unit} |"
             )

@@ -86,6 +86,7 @@ def test_presets_set_defaults_and_options_override(tmp_path):
             "train reinforce --env CartPole-v1 --critic-learning-rate 0.1",
             "--critic-learning-rate would do nothing: --weight reward-to-go trains no critic",
         ),
+        ("train ppo --from-data somewhere", "ppo cannot learn from recorded data; reinforce and a2c can"),
         ("train trpo --env CartPole-v1 --max-kl 0", "--max-kl must be positive, but is 0"),
         ("train a2c --env CartPole-v1 --optimizer sgd --adam-epsilon 1e-3", "--adam-epsilon would do nothing"),
         ("trian", "there is no command 'trian'"),

@@ -28,7 +28,10 @@ def run(arguments: list[str], *, started: float) -> int:
         raise UsageError(f"there is no algorithm {arguments[0]!r}; there are {', '.join(most)} and {last}")
     algorithm, arguments = ALGORITHMS[arguments[0]], arguments[1:]
     env = value_of("--env", arguments)
-    from_data = value_of("--from-data", arguments) if algorithm.recorded is not None else None
+    from_data = value_of("--from-data", arguments)
+    if from_data is not None and algorithm.recorded is None:
+        able = " and ".join(a.name for a in ALGORITHMS.values() if a.recorded is not None)
+        raise UsageError(f"--from-data: {algorithm.name} cannot learn from recorded data; {able} can")
     if env is None and from_data is None and not {"-h", "--help"} & set(arguments):
         raise UsageError("--env is missing; give a Gymnasium id such as --env CartPole-v1")
     configuration, output = _training_options(algorithm, env, arguments, from_data)
@@ -45,7 +48,7 @@ def _training_options(
 ) -> tuple[TrainConfiguration, Output]:
     """The options of one algorithm: the parts of its configuration side by side, each with its preset's defaults."""
     source = {} if from_data is None else {"from_data": from_data}
-    defaults = algorithm.configure(env or FROM_DATA, **source)
+    defaults = algorithm.configure(env or ("ID" if from_data is None else FROM_DATA), **source)
     parts = {**defaults.parts(), "output": Output()}
     members = [(name, tyro.conf.OmitArgPrefixes[type(part)], field(default=part)) for name, part in parts.items()]
     kind = make_dataclass(f"Train{algorithm.name}", members, frozen=True)
@@ -66,7 +69,8 @@ def _tell_preset(algorithm: Algorithm, configuration: TrainConfiguration) -> Non
     env = "recorded data" if from_data else env
     used = [f"{k} {settings[k]}" for k, v in preset.items() if settings[k] == v]
     changed = [f"{k} {settings[k]} instead of {v}" for k, v in preset.items() if settings[k] != v]
-    print(f"preset for {env}: {', '.join(used)}" + (f"; by option: {', '.join(changed)}" if changed else ""), file=sys.stderr)
+    parts = [", ".join(used)] * bool(used) + [f"by option: {', '.join(changed)}"] * bool(changed)
+    print(f"preset for {env}: {'; '.join(parts)}", file=sys.stderr)
 
 
 def _report_training(result: dict[str, Any], *, as_json: bool) -> int:

@@ -48,8 +48,8 @@ def train(
     Returns:
         what ``surefoot train --json`` prints: algorithm, env, backend, total_steps (that the policy acted on),
         seconds, startup_seconds, steps_per_second (without start-up), mean_return (of the last 100 training episodes)
-        and run; also ``interrupted``, and with several seeds ``seeds``, a list, and ``summary``, their interquartile
-        mean and its interval.
+        and run; also ``interrupted``, ``ended_early`` (why training from data was over before its last update, or None),
+        and with several seeds ``seeds``, a list, and ``summary``, their interquartile mean and its interval.
 
     Raises:
         UsageError: something in the configuration cannot be used.
@@ -208,6 +208,7 @@ def _train_together(
             "mean_return": tracker.mean_return,
             "run": str(below),
             "interrupted": completed < iterations and iteration.finished is None,
+            "ended_early": iteration.finished,
         }
         write_json(below / SUMMARY_FILE, result)
         results.append(result)

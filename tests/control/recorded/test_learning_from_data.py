@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from surefoot.cli import main
@@ -18,6 +19,7 @@ from surefoot.control.policies.policy import action_distribution
 from surefoot.control.recorded.record import record
 from surefoot.control.rollout import Rollout
 from surefoot.control.training import train
+from surefoot.control.update.estimation import values_of
 from surefoot.control.update.state import initialize
 from surefoot.control.update.whole import begin_update, whole_update
 from surefoot.errors import UsageError
@@ -82,16 +84,23 @@ def every_trajectory(configuration):
     return jax.tree.map(jnp.asarray, learner), jax.tree.map(jnp.asarray, rollout), *(np.exp(s.sum(axis=0)) for s in scores)
 
 
-@pytest.mark.parametrize("weight", ["reward-to-go", "baseline"])
-def test_the_gradient_is_that_of_the_policy_and_not_of_the_data(weight):
-    """Σ_τ μ(τ) g(τ) with corrected ψ = Σ_τ π(τ) g(τ) with plain ψ, over all trajectories, where nothing is cut."""
+@pytest.mark.parametrize(
+    ("weight", "normalization"), [("reward-to-go", "none"), ("baseline", "none"), ("reward-to-go", "batch")]
+)
+def test_the_gradient_is_that_of_the_policy_and_not_of_the_data(weight, normalization):
+    """Σ_τ μ(τ) g(τ) with corrected ψ = Σ_τ π(τ) g(τ) with plain ψ, over all trajectories, where nothing is cut.
+
+    Standardised over the batch, the two are parallel: the shift is a baseline, weighted as ψ is.
+    """
     options = {"weight": weight, "normalize_observations": True, "discount": 0.9, "num_envs": 8, "rollout_length": LENGTH}
     configuration = from_data(importance_limit=1e6, **options)
+    corrector = configure("a2c", from_data="x", normalize_rewards=False, importance_limit=1e6,
+                          advantage_normalization=normalization, **options)  # fmt: skip
     learner, rollout, of_policy, of_data = every_trajectory(configuration)
     np.testing.assert_allclose([of_policy.sum(), of_data.sum()], 1, rtol=1e-5)
     assert np.abs(of_policy - of_data).max() > 0.02
 
-    def gradient(rollout, probabilities):
+    def gradient(rollout, probabilities, configuration=configuration):
         _, _, samples, _, _ = begin_update(configuration, DISCRETE, learner, rollout)
         weights = samples.weights * jnp.tile(jnp.asarray(probabilities, jnp.float32), LENGTH)
 
@@ -101,12 +110,30 @@ def test_the_gradient_is_that_of_the_policy_and_not_of_the_data(weight):
 
         return jax.grad(objective)(learner.actor.parameters)
 
-    corrected = gradient(rollout, of_data)
+    corrected = gradient(rollout, of_data, corrector)
     truth = gradient(rollout._replace(behavior_log_probabilities=None), of_policy)
     naive = gradient(rollout._replace(behavior_log_probabilities=None), of_data)
+    scale = 1.0
+    if normalization == "batch":
+        scale = float(optax.tree.vdot(corrected, truth) / optax.tree.vdot(truth, truth))
+        assert scale > 0.1
     for name, value in truth.items():
-        np.testing.assert_allclose(corrected[name], value, atol=2e-5)
+        np.testing.assert_allclose(corrected[name], scale * value, atol=2e-5)
     assert max(float(jnp.abs(naive[name] - value).max()) for name, value in truth.items()) > 0.05
+
+
+def test_a_baseline_stands_for_what_a_truncation_cut_off():
+    """ψ of the last row is w (r + γ V(s′) − V(s)) where the episode was cut, and w (r − V(s)) where it ended."""
+    configuration = from_data("reinforce", weight="baseline", importance_limit=1e6, num_envs=8, rollout_length=LENGTH)
+    learner, rollout, *_ = every_trajectory(configuration)
+    learner = learner._replace(critic=jax.tree.map(jnp.asarray, initialize(configuration, DISCRETE, 0)).critic)
+    cut = rollout._replace(terminated=rollout.truncated, truncated=rollout.terminated)
+    _, data, ended, _, _ = begin_update(configuration, DISCRETE, learner, rollout)
+    _, _, stopped, _, _ = begin_update(configuration, DISCRETE, learner, cut)
+    values = values_of(configuration, learner.critic.parameters["v"], data.observations)
+    weights = np.exp(np.asarray(data.log_probabilities - rollout.behavior_log_probabilities).sum(axis=0))
+    gap = np.asarray(stopped.weights - ended.weights).reshape(LENGTH, 8)
+    np.testing.assert_allclose(gap[-1], weights * configuration.weight.discount * np.asarray(values[-1]), rtol=1e-3, atol=1e-5)
 
 
 def test_the_limit_cuts():
@@ -160,6 +187,7 @@ def test_training_ends_where_the_data_fall_silent(mediocre, tmp_path):
     assert rows[-1]["importance/effective_sample_share"] < 0.5
     assert all(row["importance/effective_sample_share"] >= 0.5 for row in rows[:-1])
     assert not result["interrupted"]
+    assert "below --smallest-effective-share" in result["ended_early"]
     assert result["mean_return"] is None
 
 

@@ -57,7 +57,8 @@ class WeightConfiguration:
     out, because late steps would hardly count. total-return has it already."""
     advantage_normalization: Literal["minibatch", "batch", "none"] = "none"
     """Over what ψ is shifted to mean 0 and scaled to standard deviation 1: minibatches, or the whole rollout (for
-    returns this is return standardisation). With it, the scale of rewards does not change the actor's steps."""
+    returns this is return standardisation). With it, the scale of rewards does not change the actor's steps. With recorded
+    data the shift is weighted as ψ is."""
 
     def __post_init__(self) -> None:
         _fraction(self, "discount", "trace_decay")

@@ -157,8 +157,9 @@ def estimate(
     if "q" in critic:
         seen = action_values_of(configuration, spaces, critic["q"], data.observations[:-1], data.actions)
         critics["action_values"] = seen
+    share: Array | None = None
     if data.behavior_log_probabilities is not None:
-        weights, targets, metrics = off_policy_weights(configuration, data, values, critics.get("next_values"))
+        weights, share, targets, metrics = off_policy_weights(configuration, data, values, critics.get("next_values"))
     else:
         weights = policy_gradient_weights(
             settings.weight,
@@ -186,7 +187,7 @@ def estimate(
         weights = settings.discount**since * weights
     metrics["policy/weight_std"] = jnp.sqrt(masked_variance(weights, valid))
     if settings.advantage_normalization == "batch":
-        weights = standardize(weights, valid)
+        weights = standardize(weights, valid, share)
     samples = Samples(
         data.observations[:-1], data.actions, data.acting, data.log_probabilities, weights, targets, values, valid
     )
@@ -201,6 +202,14 @@ def masked_variance(x: Array, valid: Array) -> Array:
     return masked_mean((x - masked_mean(x, valid)) ** 2, valid)
 
 
-def standardize(x: Array, valid: Array) -> Array:
-    """Shift and scale to mean 0 and standard deviation 1 over the valid entries; the others become 0."""
-    return jnp.where(valid, (x - masked_mean(x, valid)) / (jnp.sqrt(masked_variance(x, valid)) + 1e-8), 0.0)
+def standardize(x: Array, valid: Array, share: Array | None = None) -> Array:
+    """Shift and scale to mean 0 and standard deviation 1 over the valid entries; the others become 0.
+
+    ``share`` is how much of the shift each entry takes, all of it by default: where another policy acted, a baseline leaves
+    the gradient's mean alone only if it is weighted as ψ is.
+    """
+    mean = masked_mean(x, valid)
+    shift = mean if share is None else share * mean / jnp.maximum(masked_mean(share, valid), 1e-8)
+    centered = jnp.where(valid, x - shift, 0.0)
+    spread = masked_variance(x, valid) if share is None else masked_mean(centered**2, valid)
+    return jnp.where(valid, centered / (jnp.sqrt(spread) + 1e-8), 0.0)

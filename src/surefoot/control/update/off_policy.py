@@ -17,13 +17,13 @@ from surefoot.equations import (
 
 def off_policy_weights(
     configuration: TrainConfiguration, data: Data, values: Array | None, next_values: Array | None
-) -> tuple[Array, Array | None, Metrics]:
-    """ψ for E_μ, the critic's targets, and how far the weights can be trusted.
+) -> tuple[Array, Array, Array | None, Metrics]:
+    """ψ for E_μ, the weight that a baseline takes in it, the critic's targets, and how far the weights can be trusted.
 
-    Monte-Carlo weights (reward-to-go, baseline) are corrected per decision: with w_t = Π_{k≤t} ρ_k of the episode, cut at the
-    limit, ψ_t = Σ_{k≥t} γ^{k−t} w_k r_k, less w_t V(s_t) with a baseline: without the cut its expectation under μ is that of
-    ψ_t under π. One-step and λ weights (td-residual, gae) take V-trace, which cuts each ρ by itself: far less variance,
-    for the states that μ visits and not those that π would.
+    Monte-Carlo weights (reward-to-go, baseline) are corrected per decision: with w_t = Π_{k≤t} ρ_k of the episode, cut at
+    the limit, ψ_t = Σ_{k≥t} γ^{k−t} w_k r_k, less w_t V(s_t) with a baseline, which also stands for the rewards behind a
+    truncation: without the cut its expectation under μ is that of ψ_t under π. One-step and λ weights (td-residual, gae)
+    take V-trace, which cuts each ρ by itself: far less variance, for the states that μ visits and not those that π would.
 
     Source: Precup, Sutton and Singh, Eligibility Traces for Off-Policy Policy Evaluation (2000); Espeholt et al., IMPALA
     (2018), section 4.
@@ -40,8 +40,11 @@ def off_policy_weights(
     log_ratios = jnp.where(valid, data.log_probabilities - data.behavior_log_probabilities, 0.0)
     if settings.weight in ("reward-to-go", "baseline"):
         weights = per_decision_weights(**scores, **ends, limit=limit)
-        rewards = weights * data.rewards
-        psi = discounted_returns(rewards=rewards, discount=settings.discount, **ends)
+        rewards = data.rewards
+        if next_values is not None:
+            stopped = data.truncated & ~data.terminated & valid
+            rewards = rewards + settings.discount * jnp.where(stopped, next_values, 0.0)
+        psi = discounted_returns(rewards=weights * rewards, discount=settings.discount, **ends)
         targets, diagnosed = None, weight_diagnostics(log_weights=log_ratios.sum(axis=0))
         count = jnp.asarray(log_ratios.shape[1], jnp.float32)
         if values is not None:
@@ -58,6 +61,7 @@ def off_policy_weights(
             discount=settings.discount, trace_decay=decay, largest_ratio=limit, largest_trace=min(limit, 1.0),
         )  # fmt: skip
         psi, targets = cut.advantages, cut.targets
+        weights = jnp.where(valid, jnp.minimum(jnp.exp(log_ratios), limit), 0.0)
         diagnosed = weight_diagnostics(log_weights=log_ratios, valid=valid)
         count = jnp.maximum(valid.sum(), 1)
     metrics = {
@@ -66,4 +70,4 @@ def off_policy_weights(
         "importance/weight_variance": diagnosed.weight_variance,
         "importance/largest_weight_max": diagnosed.largest_weight,
     }
-    return psi, targets, metrics
+    return psi, weights, targets, metrics
