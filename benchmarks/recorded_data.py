@@ -44,6 +44,7 @@ def without_log_probabilities(data: Path, name: str) -> Path:
     columns = ("observations", "actions", "rewards", "terminations", "truncations")
     buffers = [EpisodeBuffer(**{k: getattr(e, k) for k in columns}) for e in source.iterate_episodes()]
     bare = data.parent / name
+    bare.mkdir()
     storage = minari.dataset.minari_storage.MinariStorage.new(
         bare / "data", observation_space=source.observation_space, action_space=source.action_space, env_spec=source.env_spec
     )

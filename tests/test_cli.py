@@ -86,6 +86,13 @@ def test_presets_set_defaults_and_options_override(tmp_path):
             "train reinforce --env CartPole-v1 --critic-learning-rate 0.1",
             "--critic-learning-rate would do nothing: --weight reward-to-go trains no critic",
         ),
+        ("train a2c --env CartPole-v1 --n_steps 3", "--n-steps would do nothing"),
+        ("train a2c --env CartPole-v1 --weight n-step --n-steps 9", "--n-steps 9 reaches beyond a rollout of 5 steps"),
+        ("train a2c --env CartPole-v1 --discount 1 --keep-discount", "with --discount 1 every γᵗ is 1"),
+        (
+            "train ppo --env CartPole-v1 --epochs 1 --clip-range 0.1",
+            "--clip-range would do nothing: the only step on a rollout starts from the policy that acted",
+        ),
         ("train ppo --from-data somewhere", "ppo cannot learn from recorded data; reinforce and a2c can"),
         ("train trpo --env CartPole-v1 --max-kl 0", "--max-kl must be positive, but is 0"),
         ("train a2c --env CartPole-v1 --optimizer sgd --adam-epsilon 1e-3", "--adam-epsilon would do nothing"),

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from surefoot.commands import demo, evaluate, gradients, train
-from surefoot.commands.options import DONE, FAILED, WRONG_INPUT
+from surefoot.commands.options import DONE, FAILED, WRONG_INPUT, hyphenated
 from surefoot.errors import RunError, UsageError
 
 STARTED = time.time()
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         the exit status: 0 done, 2 the input is wrong (one sentence on standard error), 1 anything else.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = [hyphenated(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     try:
         status = _dispatch(arguments)
         sys.stdout.flush()

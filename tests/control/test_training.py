@@ -12,13 +12,14 @@ import pytest
 
 import surefoot
 from surefoot.control.configuration import PassesConfiguration, RunConfiguration
+from surefoot.control.environments.select import select_environments
 from surefoot.control.evaluation import evaluate
 from surefoot.control.policies.policy import load_policy
-from surefoot.control.training import EpisodeTracker, train
+from surefoot.control.training import EpisodeTracker, make_iteration, train
 from surefoot.errors import EnvironmentFault, RunError, UsageError
 from surefoot.runs.metrics import read_metrics
 from tests.control import toys
-from tests.control.helpers import configure
+from tests.control.helpers import configure, same
 
 BACKENDS = ["gymnasium-sync", "gymnasium", "jax"] + (["envpool"] if importlib.util.find_spec("envpool") else [])
 CARTPOLE = {
@@ -413,3 +414,16 @@ def test_mistakes_in_functional_environments_are_sentences():
     ):
         with pytest.raises(UsageError, match=words):
             select_environments(kind, backend="auto", num_envs=2, seed=0)
+
+
+def test_a_fault_within_a_report_keeps_what_the_metrics_speak_of(tmp_path):
+    """Many short rollouts share a report; one that fails takes the unreported updates with it."""
+    configuration = configure("actor-critic", num_envs=1, rollout_length=1, total_steps=4000, backend="gymnasium-sync")
+    assert configuration.rollouts_per_report > 100
+    selection = select_environments(lambda: toys.Faulty(at=9), backend="auto", num_envs=1, seed=0)
+    iteration, _ = make_iteration(configuration, selection, [0])
+    before = iteration.learners()[0]
+    with pytest.raises(EnvironmentFault):
+        iteration.run(0)
+    assert same(before, iteration.learners()[0])
+    iteration.close()

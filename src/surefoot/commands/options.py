@@ -94,6 +94,12 @@ def value_of(option: str, arguments: list[str]) -> str | None:
     return value
 
 
+def hyphenated(argument: str) -> str:
+    """An option's name with hyphens, however it was spelt: the parser takes both, and everything else reads one."""
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
+
+
 def given(options: Sequence[str], arguments: list[str]) -> str | None:
     """The first of ``options`` that the arguments name, in either spelling of a switch."""
     named = {argument.split("=")[0] for argument in arguments}

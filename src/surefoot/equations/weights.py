@@ -68,12 +68,12 @@ def policy_gradient_weights(
     ============  =====================================================================  =====================
     total-return  Σ_{t′≥0} γ^t′ r_t′ over the whole episode
     reward-to-go  G_t = Σ_{k≥0} γ^k r_{t+k} to the end of the episode or of the rollout
-    baseline      G_t − V(s_t), G_t bootstrapped with V(s′) where the episode was cut    values
+    baseline      G_t − V(s_t), G_t bootstrapped with V(s′) where the episode was cut    values, next_values
     q-value       Q(s_t, a_t)                                                            action_values
     advantage     Q(s_t, a_t) − V(s_t)                                                   values, action_values
-    td-residual   δ_t = r_t + γ (1 − terminated_t) V(s′_t) − V(s_t)                      values
-    n-step        G^(n)_t − V(s_t)                                                       values, steps
-    gae           Σ_l (γλ)^l δ_{t+l}                                                     values, trace_decay
+    td-residual   δ_t = r_t + γ (1 − terminated_t) V(s′_t) − V(s_t)                      values, next_values
+    n-step        G^(n)_t − V(s_t)                                                       those, and steps
+    gae           Σ_l (γλ)^l δ_{t+l}                                                     those, and trace_decay
     ============  =====================================================================  =====================
 
     Without a critic nothing can stand for the rewards after a cut: there ``total-return`` and ``reward-to-go`` weigh

@@ -15,7 +15,9 @@ import pytest
 from surefoot.cli import main
 from surefoot.control.algorithms import configuration_for
 from surefoot.control.evaluation import evaluate
-from surefoot.control.policies.policy import action_distribution
+from surefoot.control.policies.policy import action_distribution, load_policy
+from surefoot.control.recorded.likelihood import recorded_log_likelihood
+from surefoot.control.recorded.load import load_recorded
 from surefoot.control.recorded.record import record
 from surefoot.control.rollout import Rollout
 from surefoot.control.training import train
@@ -185,10 +187,29 @@ def test_training_ends_where_the_data_fall_silent(mediocre, tmp_path):
     result = train(configuration_for("reinforce", "recorded", **options), quiet=True)
     rows = read_metrics(tmp_path / "r" / "metrics.jsonl")
     assert rows[-1]["importance/effective_sample_share"] < 0.5
+    assert rows[-1]["steps"] == rows[-2]["steps"] == result["total_steps"], "nothing was learnt from the last sample"
+    # What is kept is the last policy that its sample spoke of: rescored here over all the data, by another road.
+    data, policy = load_recorded(mediocre[0]), load_policy(tmp_path / "r")
+    log_weights = ((recorded_log_likelihood(policy, data) - data.log_probabilities) * data.valid).sum(axis=0)
+    weights = np.exp(log_weights - log_weights.max())
+    assert weights.sum() ** 2 / (weights**2).sum() / data.episodes >= 0.4
     assert all(row["importance/effective_sample_share"] >= 0.5 for row in rows[:-1])
     assert not result["interrupted"]
     assert "below --smallest-effective-share" in result["ended_early"]
     assert result["mean_return"] is None
+
+
+def test_episodes_without_rewards_teach_nothing_and_break_nothing():
+    """Every ψ is 0: scaling them to a standard deviation of 1 must not divide by it."""
+    for weight in ("reward-to-go", "gae"):
+        configuration = configure(
+            "a2c", from_data="x", weight=weight, advantage_normalization="batch", num_envs=8, rollout_length=LENGTH
+        )
+        learner, rollout, *_ = every_trajectory(configuration)
+        silent = rollout._replace(rewards=0 * rollout.rewards)
+        fresh = jax.tree.map(jnp.asarray, initialize(configuration, DISCRETE, 0))._replace(actor=learner.actor)
+        *_, finite = whole_update(configuration, DISCRETE, fresh, silent, jax.tree.map(jnp.float32, _plan(configuration)))
+        assert bool(finite)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -145,7 +145,7 @@ def test_penalised_loss_is_surrogate_less_divergence():
 @pytest.mark.parametrize(("penalty", "factor"), [("fixed", 1.0), ("adaptive", 2.0), ("dual", None)])
 def test_penalty_changes_once_per_update(penalty, factor):
     """However many epochs and minibatches there are; the KL that decides is that of the whole rollout, after the update."""
-    options = {"learning_rate": 3e-2, "epochs": 3, "kl_target": 1e-3, "kl_coefficient": 0.1}
+    options = {"learning_rate": 3e-2, "epochs": 3, "kl_target": 1e-3, "kl_coefficient": 0.1, "dual_learning_rate": 10.0}
     configuration = configure(clip_range=None, kl_penalty=penalty, recompute_advantages=True, **options)
     learner = jax.tree.map(jnp.asarray, initialize(configuration, BOX, 0))
     rollout = jax.tree.map(jnp.asarray, random_rollout(configuration, BOX))
@@ -167,7 +167,7 @@ def test_fused_rollouts_are_those_of_the_loop():
     """Many short rollouts in one program with EnvPool: what collecting and updating one after the other gives."""
     pytest.importorskip("envpool")
     for env in ("CartPole-v1", "HalfCheetah-v5"):
-        configuration = configuration_for("a2c", env, total_steps=4096, tensorboard=False, hidden_sizes=(8,))
+        configuration = configuration_for("a2c", env, rollout_length=5, total_steps=4096, tensorboard=False, hidden_sizes=(8,))
         together = configuration.rollouts_per_report
         assert together > 1
         learners, rewards = [], []
@@ -219,6 +219,27 @@ def test_choices_that_contradict_each_other_are_refused():
         configure("trpo", backtrack_factor=1.0)
     with pytest.raises(TypeError, match="a2c has no setting epochs"):
         configure("a2c", epochs=3)
+
+
+def test_a_natural_step_without_a_critic_needs_no_minibatches():
+    configuration = configuration_for("trpo", "CartPole-v1", weight="reward-to-go", num_envs=1, rollout_length=100)
+    assert "minibatch_size" in configuration.idle_options()
+    with pytest.raises(UsageError, match="does not divide"):
+        configuration_for("trpo", "CartPole-v1", num_envs=1, rollout_length=100)
+    with pytest.raises(UsageError, match="a SurrogateObjective needs passes"):
+        replace(configure("ppo"), passes=None, weight=configure("a2c").weight)
+
+
+def test_rewards_without_spread_are_not_blown_up():
+    """Before two returns have differed there is no scale: equal rewards stay what they are."""
+    configuration = configure("actor-critic")
+    learner = jax.tree.map(jnp.asarray, initialize(configuration, DISCRETE, 0))
+    rollout = jax.tree.map(jnp.asarray, random_rollout(configuration, DISCRETE))
+    one = jax.tree.map(lambda x: x[:1], rollout)._replace(
+        observations=rollout.observations[:2], rewards=jnp.full((1, 4), 0.5), valid=jnp.ones((1, 4), bool)
+    )
+    _, data, *_ = begin_update(configuration, DISCRETE, learner, one)
+    np.testing.assert_allclose(data.rewards, 0.5)
 
 
 def test_every_weight_runs_with_every_algorithm():

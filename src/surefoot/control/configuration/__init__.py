@@ -77,10 +77,17 @@ class TrainConfiguration:
                 f"--advantage-normalization minibatch: the actor of {self.algorithm} takes one step on the whole rollout;"
                 " take batch or none"
             )
-        if self.passes is not None:
+        if self.passes is not None and (self.trust_region is None or self.weight.critics):
             _check_passes(self.passes, self.run, normalization)
         if (self.objective is None) != (self.trust_region is not None):
             raise UsageError("a trust region goes with the objective None, the plain surrogate, and nothing else does")
+        if isinstance(self.objective, SurrogateObjective) and self.passes is None:
+            raise UsageError("a SurrogateObjective needs passes: in a single step ρ is 1; take a LikelihoodObjective")
+        if self.weight.weight == "n-step" and self.weight.n_steps > self.run.rollout_length:
+            raise UsageError(
+                f"--n-steps {self.weight.n_steps} reaches beyond a rollout of {self.run.rollout_length} steps;"
+                " take fewer, or a longer --rollout-length"
+            )
         if isinstance(self.objective, LikelihoodObjective) and self.passes is not None:
             raise UsageError("several passes need a SurrogateObjective: log π alone does not know that the policy has moved on")
         if self.trust_region is not None and self.optimizer.critic_learning_rate is not None:
@@ -149,7 +156,14 @@ class TrainConfiguration:
             idle["trace_decay"] = f"--weight {weight.weight} does not read λ"
         if weight.weight != "n-step":
             idle["n_steps"] = f"--weight {weight.weight} does not read n"
+        if weight.discount == 1:
+            idle["keep_discount"] = "with --discount 1 every γᵗ is 1"
         if isinstance(objective, SurrogateObjective):
+            single = self.passes is not None and self.passes.epochs == 1 and self.passes.minibatch_size == self.slots
+            if single:
+                reason = "the only step on a rollout starts from the policy that acted, where ρ = 1 and the KL is 0"
+                idle |= dict.fromkeys(("clip_range", "clip_range_schedule", "target_kl", "value_clip_range"), reason)
+                idle |= dict.fromkeys(("kl_penalty", "kl_coefficient"), reason)
             if objective.clip_range is None:
                 idle["clip_range_schedule"] = "--clip-range none does not clip"
             if objective.kl_penalty == "none":
@@ -171,7 +185,9 @@ class TrainConfiguration:
             acting = "recorded data have the environments' steps in them already"
             idle |= dict.fromkeys(("num_envs", "rollout_length", "backend"), acting)
             cloned = "the policy starts as a fit to the recorded one"
-            idle |= dict.fromkeys(("initial_log_std",), cloned)
+            idle["initial_log_std"] = cloned
+            if not weight.critics:
+                idle["orthogonal_initialization"] = cloned
         if self.optimizer.optimizer == "sgd":
             idle["adam_epsilon"] = "--optimizer sgd has no ε"
         return idle

@@ -158,5 +158,5 @@ def describe_fault(name: str, what: str, step: int, environment: int, component:
     where = f" in component {component[0]}" if component else ""
     return (
         f"environment {environment} of {name} returned {what} of {value}{where} at vector step {step};"
-        " the run cannot go on with it, and the policy from before this rollout is kept"
+        " the run cannot go on with it, and the policy of the last report is kept"
     )

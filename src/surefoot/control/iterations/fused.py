@@ -102,7 +102,7 @@ class FusedIteration:
             report, faults, finite = jax.tree.map(lambda x: x[None], (report, faults, finite))
         raise_first_fault(faults, self._name, self._shape, number)
         if not finite.all():
-            raise diverged(self._configuration, number)
+            raise diverged(self._configuration, number + int(np.argmin(finite.all(axis=0))))
         self.learner, self._carry = learner, carry
         total = time.perf_counter() - start
         parts = {}

@@ -33,6 +33,7 @@ class RecordedIteration:
             actor=learner.actor._replace(parameters=parameters, optimizer=optimizer_of(configuration).init(parameters)),
             observations=seen,
         )
+        self._trusted = self.learner
         self._episodes = jax.tree.map(jax.numpy.asarray, source.rollout)
         episodes, together = source.rollout.rewards.shape[1], configuration.run.num_envs
 
@@ -48,22 +49,29 @@ class RecordedIteration:
         self._update = jax.jit(update).lower(*arguments).compile()
 
     def run(self, number: int) -> Outcome:
-        """See :class:`Iteration`; ends the training once the effective sample is too small, before that update counts."""
-        start, reports = time.perf_counter(), []
+        """See :class:`Iteration`; ends the training once the effective sample is too small.
+
+        The policy that the sample was too small for is given up for the last one whose sample was not.
+        """
+        start, reports, before = time.perf_counter(), [], (self.learner, self._trusted)
         for i in range(self._configuration.rollouts_per_report):
             schedule = schedule_at(self._configuration, number + i)
             learner, metrics, finite, rollout = self._update(self.learner, self._episodes, schedule)
             if not finite:
+                self.learner, self._trusted = before
                 raise diverged(self._configuration, number + i)
-            reports.append(jax.tree.map(np.asarray, report_of(metrics, rollout)))
+            report = jax.tree.map(np.asarray, report_of(metrics, rollout))
             share = float(metrics["importance/effective_sample_share"])
             if share < self._smallest:
                 self.finished = (
                     f"the effective sample fell to {share:.0%} of an update's, below --smallest-effective-share: the data no"
-                    " longer speak of this policy, and training ends here"
+                    " longer speak of this policy; the one before it is kept, and training ends here"
                 )
+                self.learner = self._trusted
+                reports.append(report | {"valid": np.zeros_like(report["valid"])})  # read, but nothing was learnt from it
                 break
-            self.learner = learner
+            reports.append(report)
+            self._trusted, self.learner = self.learner, learner
         report = jax.tree.map(lambda *values: np.stack(values)[None], *reports)
         # Their ends are those of the policy that acted, and no news of the one that learns.
         report |= {name: np.zeros_like(report[name]) for name in ("terminated", "truncated")}

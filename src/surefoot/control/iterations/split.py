@@ -126,11 +126,15 @@ class SplitIteration:
 
     def run(self, number: int) -> Outcome:
         """See :class:`Iteration`."""
-        reports, seconds = [], {"environment": 0.0, "inference": 0.0, "update": 0.0}
+        reports, seconds, before = [], {"environment": 0.0, "inference": 0.0, "update": 0.0}, self.learner
         for i in range(self._together):
-            rollout, spent = self._rollout()
-            start = time.perf_counter()
-            metrics = self._update_apart(rollout, number + i) if self._apart else self._update(rollout, number + i)
+            try:
+                rollout, spent = self._rollout()
+                start = time.perf_counter()
+                metrics = self._update_apart(rollout, number + i) if self._apart else self._update(rollout, number + i)
+            except BaseException:
+                self.learner = before  # of the last whole report, which the metrics and the counts speak of
+                raise
             spent["update"] = time.perf_counter() - start
             seconds = {part: seconds[part] + spent[part] for part in seconds}
             reports.append(jax.tree.map(np.asarray, report_of(metrics, rollout)))

@@ -19,7 +19,6 @@ from surefoot.control.recorded.likelihood import action_log_likelihood
 from surefoot.control.recorded.load import RecordedData
 from surefoot.errors import UsageError
 
-OBSERVATION_CLIP = 10.0
 UPDATES_PER_ROUND = 100
 """A round is a pass over the data, or as many as make this number of updates: a few updates tell progress from noise
 badly, and would stop a fit to little data at its start."""
@@ -46,6 +45,7 @@ def fit_behavior(
     *,
     hidden_sizes: tuple[int, ...] = (64, 64),
     activation: str = "tanh",
+    observation_clip: float = 10.0,
     learning_rate: float = 1e-3,
     rounds: int = 200,
     patience: int = 10,
@@ -64,6 +64,7 @@ def fit_behavior(
         spaces: what the policy sees and does.
         hidden_sizes: of the network.
         activation: tanh or relu.
+        observation_clip: normalised observations are clipped to ± this.
         learning_rate: Adam's.
         rounds: at most; a round is one pass over the data and at least 100 updates.
         patience: rounds without progress on the held-out episodes after which it stops.
@@ -98,7 +99,8 @@ def fit_behavior(
     batch = min(minibatch_size, steps)
     passes = math.ceil(UPDATES_PER_ROUND / (steps // batch))
     training, checking = (
-        {name: jnp.asarray(values) for name, values in _normalized(part, statistics).items()} for part in (fitted, kept_out)
+        {name: jnp.asarray(values) for name, values in _normalized(part, statistics, observation_clip).items()}
+        for part in (fitted, kept_out)
     )
 
     state = optimizer.init(parameters)
@@ -116,7 +118,7 @@ def fit_behavior(
         activation=activation,
         parameters={name: np.asarray(value) for name, value in best_parameters.items()},
         observation_statistics=statistics,
-        observation_clip=OBSERVATION_CLIP,
+        observation_clip=observation_clip,
         description={"algorithm": "maximum likelihood, estimated from data", "env": data.env, "data": data.dataset},
     )
     return FittedBehavior(policy, best, float(mean_of(best_parameters, training)), number, best_round)
@@ -139,8 +141,8 @@ def _shuffled(generator: np.random.Generator, steps: int, batch: int) -> np.ndar
     return generator.permutation(steps)[: steps // batch * batch].reshape(-1, batch)
 
 
-def _normalized(steps: dict[str, np.ndarray], statistics: RunningStatistics) -> dict[str, np.ndarray]:
-    return steps | {"observations": normalize(steps["observations"], statistics, clip=OBSERVATION_CLIP)}
+def _normalized(steps: dict[str, np.ndarray], statistics: RunningStatistics, clip: float) -> dict[str, np.ndarray]:
+    return steps | {"observations": normalize(steps["observations"], statistics, clip=clip)}
 
 
 def _log_likelihood(spaces: Spaces, activation: str, parameters: dict[str, Any], steps: dict[str, Any]) -> Any:

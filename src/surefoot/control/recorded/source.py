@@ -54,7 +54,12 @@ def open_recorded(configuration: TrainConfiguration) -> tuple[TrainConfiguration
         raise UsageError(f"{recorded.from_data} is of {data.env}, but --env says {env}; leave --env out")
     network = configuration.network
     fitted = fit_behavior(
-        data, spaces, hidden_sizes=network.hidden_sizes, activation=network.activation, seed=configuration.run.seed
+        data,
+        spaces,
+        hidden_sizes=network.hidden_sizes,
+        activation=network.activation,
+        observation_clip=configuration.normalization.observation_clip,
+        seed=configuration.run.seed,
     )
     notices = [*data.notices, _describe(data), f"the policy starts as a fit to the one that acted (held-out log-likelihood"
                f" {fitted.held_out_log_likelihood:.3f} nats per step)"]  # fmt: skip

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from surefoot.control.configuration import SurrogateObjective, TrainConfiguration
 from surefoot.control.policies.networks import Parameters, evaluate_network
-from surefoot.control.policies.normalization import RunningStatistics, normalize, running_returns, update_statistics
+from surefoot.control.policies.normalization import VARIANCE_FLOOR, normalize, running_returns, update_statistics
 from surefoot.control.policies.spaces import Spaces
 from surefoot.control.rollout import Rollout, split_key
 from surefoot.control.update.off_policy import off_policy_weights
@@ -73,7 +73,9 @@ def prepare(
     if scale.normalize_rewards:
         totals, returns = running_returns(rewards=rewards, ends=ended, valid=valid, start=returns, discount=discount)
         reward_statistics = update_statistics(reward_statistics, totals.reshape(slots), valid.reshape(slots))
-        centered = RunningStatistics(jnp.zeros_like(reward_statistics.mean), *reward_statistics[1:])
+        # Before returns have been seen to differ there is no scale to divide by.
+        variance = jnp.where(reward_statistics.variance > VARIANCE_FLOOR, reward_statistics.variance, 1.0)
+        centered = reward_statistics._replace(mean=jnp.zeros_like(reward_statistics.mean), variance=variance)
         rewards = normalize(rewards, centered, clip=scale.reward_clip)
     elapsed, collected = learner.elapsed, learner.collected
     if needs_beginning(configuration):

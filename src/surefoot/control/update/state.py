@@ -55,7 +55,7 @@ class Schedule(NamedTuple):
 
 
 class Data(NamedTuple):
-    """A rollout as the update sees it: normalised, masked slots made harmless; time leading."""
+    """A rollout as the update sees it, normalised; time leading. What stands in masked slots is the consumers' care."""
 
     observations: Array
     final_observations: Array | None

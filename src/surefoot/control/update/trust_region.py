@@ -69,7 +69,8 @@ def natural_step(
 
     1. g = ∇L(θ_old), which is the policy gradient, since ρ = 1 there.
     2. x ≈ (F + damping)⁻¹ g by conjugate gradients; the Fisher matrix is never formed (see :func:`linearize`).
-    3. s = α x, α the longest step that the quadratic model of the KL allows.
+    3. s = α x with ½ sᵀ(F + damping) s = δ: the longest step that the quadratic model of the KL allows, or a little less,
+       since the damping counts as curvature.
     4. s is shortened until KL ≤ δ and L has not fallen, both measured; if no length passes, nothing moves.
 
     Returns:
