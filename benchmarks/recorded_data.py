@@ -49,7 +49,7 @@ def without_log_probabilities(data: Path, name: str) -> Path:
         bare / "data", observation_space=source.observation_space, action_space=source.action_space, env_spec=source.env_spec
     )
     storage.update_episodes(buffers)
-    storage.update_metadata({"dataset_id": name})
+    storage.update_metadata({"dataset_id": name, "minari_version": minari.__version__})
     assert load_recorded(bare).log_probabilities is None
     return bare
 
