@@ -36,5 +36,7 @@ A2C = Algorithm(
         "critic_learning_rate": 1e-2,
         "trace_decay": 0.95,
         "advantage_normalization": "batch",
+        # Of single steps' weights, which are far tamer than those of whole episodes; further away V-trace can go wrong.
+        "smallest_effective_share": 0.5,
     },
 )
