@@ -111,7 +111,7 @@ ABLATIONS: dict[str, tuple[str, str, dict[str, str]]] = {
             "γᵗ kept": "--keep-discount",
             "learning rate 3e-3": "--learning-rate 3e-3",
             "rollouts of 64 steps": "--rollout-length 64",
-            **NORMALIZATION,
+            **{name: options for name, options in NORMALIZATION.items() if "rewards" not in name},
         },
     ),
     "actor-critic": (

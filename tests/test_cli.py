@@ -94,6 +94,7 @@ def test_presets_set_defaults_and_options_override(tmp_path):
             "--clip-range would do nothing: the only step on a rollout starts from the policy that acted",
         ),
         ("train ppo --from-data somewhere", "ppo cannot learn from recorded data; reinforce and a2c can"),
+        ("train reinforce --env CartPole-v1 --no-normalize-rewards", "--normalize-rewards would do nothing"),
         ("train trpo --env CartPole-v1 --max-kl 0", "--max-kl must be positive, but is 0"),
         ("train a2c --env CartPole-v1 --optimizer sgd --adam-epsilon 1e-3", "--adam-epsilon would do nothing"),
         ("trian", "there is no command 'trian'"),

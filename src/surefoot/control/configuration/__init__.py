@@ -172,6 +172,9 @@ class TrainConfiguration:
                 idle["kl_target"] = f"--kl-penalty {objective.kl_penalty} has no target; --target-kl stops the passes early"
             if objective.kl_penalty != "dual":
                 idle["dual_learning_rate"] = f"--kl-penalty {objective.kl_penalty} has no multiplier to climb"
+        if not weight.critics and weight.advantage_normalization == "batch":
+            divided = "--advantage-normalization batch divides the rewards' scale out again, and there is no critic to need it"
+            idle |= {"normalize_rewards": divided, "reward_clip": divided}
         if not weight.critics:
             without = f"--weight {weight.weight} trains no critic"
             idle |= {"critic_learning_rate": without, "value_clip_range": without, "recompute_advantages": without}
