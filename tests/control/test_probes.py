@@ -24,7 +24,7 @@ def trained(factory, steps=12_000, **options):
     configuration = configure(**options)
     selection = select_environments(factory, backend="auto", num_envs=8, seed=0)
     iteration = SplitIteration(configuration, selection.environments, seed=0)
-    for number in range(configuration.run.iterations):
+    for number in range(configuration.iterations):
         outcome = iteration.run(number)
     iteration.close()
     learner, spaces = iteration.learner, iteration.spaces

@@ -175,6 +175,7 @@ def test_a2c_gets_better_than_its_data(mediocre, tmp_path):
     assert rows[0]["importance/effective_sample_share"] > 0.9, "it starts where the data are"
     settings = json.loads((out / "config.json").read_text())
     assert settings["from_data"] == str(data)
+    assert settings["num_envs"] == settings["episodes_per_update"] == 64 < 150
 
 
 def test_training_ends_where_the_data_fall_silent(mediocre, tmp_path):

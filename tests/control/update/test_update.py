@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from surefoot.control.algorithms import ALGORITHMS
-from surefoot.control.configuration import RunConfiguration
+from surefoot.control.configuration import RecordedConfiguration, RunConfiguration
 from surefoot.control.policies.normalization import RunningStatistics
 from surefoot.control.policies.policy import action_distribution
 from surefoot.control.update.descent import improve_actor, improve_critic
@@ -242,7 +242,8 @@ def test_every_option_has_an_effect(algorithm, name, value, given):
 
 def test_every_option_is_tested():
     names = {f.name for algorithm in ALGORITHMS for part in configure(algorithm).parts().values() for f in fields(part)}
-    names -= {f.name for f in fields(RunConfiguration)}  # which are about the run, and tested with it
+    # What is about the run, or about recorded data, is tested with those.
+    names -= {f.name for part in (RunConfiguration, RecordedConfiguration) for f in fields(part)}
     assert names <= {name for _, name, _, _ in OPTIONS}
 
 

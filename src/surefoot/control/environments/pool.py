@@ -11,6 +11,7 @@ import sys
 import warnings
 from typing import Any
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +45,20 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+FEW_LIGHT = 32
+"""So many environments of classic control, which step in a fraction of a microsecond, are done before a second thread wakes."""
+
+
+def _threads(env_id: str, num_envs: int) -> int:
+    """As many threads as environments or processors: more than processors cost a third of the speed; one for light work."""
+    try:
+        entry = str(gymnasium.spec(env_id).entry_point)
+    except (gymnasium.error.Error, ImportError):  # EnvPool has tasks that Gymnasium has not
+        entry = ""
+    light = entry.startswith("gymnasium.envs.classic_control") and num_envs <= FEW_LIGHT
+    return 1 if light else min(num_envs, processors())
+
+
 class Pool:
     """N environments of one EnvPool task, in next-step mode.
 
@@ -59,13 +74,12 @@ class Pool:
         self.name, self.num_envs = env_id, num_envs
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Its own choice is a thread per environment; more threads than processors cost a third of the speed. The
-            # numbers do not depend on it.
+            # Its own choice is a thread per environment. The numbers do not depend on it.
             self.environments = _envpool().make(
                 env_id,
                 env_type="gymnasium",
                 num_envs=num_envs,
-                num_threads=min(num_envs, processors()),
+                num_threads=_threads(env_id, num_envs),
                 seed=environment_seed(seed),
             )
             self.spaces: Spaces = describe_spaces(
