@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 
 import tyro
@@ -27,6 +26,5 @@ def run(arguments: list[str], *, started: float) -> int:
     from surefoot.demo import run_demo
 
     result = run_demo(out=chosen.out, seed=chosen.seed, quiet=chosen.output.quiet, started=started)
-    if chosen.output.json:
-        print(json.dumps(result))
+    chosen.output.give(result)
     return DONE if result["learned"] else FAILED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,8 +67,7 @@ def run(arguments: list[str]) -> int:
         result, sentence = _from_data(chosen)
     if not chosen.output.quiet:
         print(sentence, file=sys.stderr)
-    if chosen.output.json:
-        print(json.dumps(result))
+    chosen.output.give(result)
     return DONE
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +65,5 @@ def run(arguments: list[str]) -> int:
             print(gradients_text(report), file=sys.stderr if chosen.output.json else sys.stdout)
     if chosen.out is not None:
         write_json(chosen.out / "gradients.json", {"problems": reports})
-    if chosen.output.json:
-        print(json.dumps({"problems": reports}))
+    chosen.output.give({"problems": reports})
     return DONE

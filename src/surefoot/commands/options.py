@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import io
 import itertools
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -27,6 +28,11 @@ class Output:
     """Print one JSON object as the last line of standard output."""
     quiet: bool = False
     """No progress."""
+
+    def give(self, result: dict[str, Any]) -> None:
+        """The result as JSON, where that was asked for."""
+        if self.json:
+            print(json.dumps(result))
 
 
 def parse(kind: Any, arguments: list[str], *, program: str, default: Any = None) -> Any:

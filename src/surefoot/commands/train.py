@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import field, make_dataclass, replace
 from typing import Any
@@ -40,7 +39,9 @@ def run(arguments: list[str], *, started: float) -> int:
     from surefoot.control.training import train
 
     result = train(configuration, quiet=output.quiet, started=started)
-    return _report_training(result, as_json=output.json)
+    status = _report_training(result)
+    output.give(result)
+    return status
 
 
 def _training_options(
@@ -73,7 +74,7 @@ def _tell_preset(algorithm: Algorithm, configuration: TrainConfiguration) -> Non
     print(f"preset for {env}: {'; '.join(parts)}", file=sys.stderr)
 
 
-def _report_training(result: dict[str, Any], *, as_json: bool) -> int:
+def _report_training(result: dict[str, Any]) -> int:
     reached = "no episode finished" if result["mean_return"] is None else f"mean return {result['mean_return']:.1f}"
     episodes = f"{reached} over the last training episodes"
     if result["backend"] == "recorded":
@@ -91,6 +92,4 @@ def _report_training(result: dict[str, Any], *, as_json: bool) -> int:
             f" 95 % interval {summary['low']:.1f} … {summary['high']:.1f}",
             file=sys.stderr,
         )
-    if as_json:
-        print(json.dumps(result))
     return FAILED if result["interrupted"] else DONE

@@ -18,9 +18,11 @@ from surefoot.control.environments.select import Environment, Selection, environ
 from surefoot.control.episodes import EpisodeTracker
 from surefoot.control.iterations.common import Iteration, Outcome
 from surefoot.control.iterations.fused import FusedIteration
+from surefoot.control.iterations.recorded import RecordedIteration
 from surefoot.control.iterations.split import SplitIteration
 from surefoot.control.policies.policy import Policy
 from surefoot.control.policies.spaces import Spaces, describe_spaces
+from surefoot.control.recorded.source import RecordedSource, open_recorded
 from surefoot.control.update.state import Learner, Schedule, schedule_at
 from surefoot.errors import UsageError
 from surefoot.runs.directory import CONFIGURATION_FILE, SUMMARY_FILE, create_run_folder, write_json
@@ -28,6 +30,9 @@ from surefoot.runs.metrics import MetricsWriter
 from surefoot.runs.progress import Progress
 from surefoot.runs.statistics import summarize_seeds
 from surefoot.runs.stopping import StopRequest
+
+Source = Selection | RecordedSource
+"""Where data come from: environments to act in, or recorded episodes."""
 
 
 def train(
@@ -59,36 +64,37 @@ def train(
     run = configuration.run
     wanted: Environment = run.env if environment is None else environment
     use_persistent_cache()
+    source: Source
     seeds = list(range(run.seed, run.seed + run.seeds))
     if configuration.recorded is not None and configuration.recorded.from_data is not None:
-        from surefoot.control.recorded.source import open_recorded
-
-        configuration, source = open_recorded(configuration)
-        selection, wanted = Selection(source, "recorded", source.notices), configuration.run.env
+        if environment is not None:
+            raise UsageError("recorded data are learnt from without acting; give no environment beside from_data")
+        configuration, source = open_recorded(configuration)  # which names the environment
+        wanted = configuration.run.env
     else:
-        selection = select_environments(wanted, backend=run.backend, num_envs=run.num_envs, seed=run.seed)
+        source = select_environments(wanted, backend=run.backend, num_envs=run.num_envs, seed=run.seed)
     folder = create_run_folder(run.out, name=f"{configuration.algorithm}-{environment_name(wanted)}")
     write_json(folder / CONFIGURATION_FILE, configuration.as_dict())
     with StopRequest().listening() as stop:
         if len(seeds) == 1:
-            return _train_together(configuration, selection, {run.seed: folder}, quiet=quiet, started=started, stop=stop)[0]
+            return _train_together(configuration, source, {run.seed: folder}, quiet=quiet, started=started, stop=stop)[0]
         folders = {seed: folder / f"seed-{seed}" for seed in seeds}
         results: list[dict[str, Any]] = []
         try:
-            if isinstance(selection.environments, FunctionalEnvironment):
-                results = _train_together(configuration, selection, folders, quiet=quiet, started=started, stop=stop)
+            if isinstance(source, Selection) and isinstance(source.environments, FunctionalEnvironment):
+                results = _train_together(configuration, source, folders, quiet=quiet, started=started, stop=stop)
             else:
                 for seed, below in folders.items():
                     if results:
                         started = time.time()
-                        selection = select_environments(wanted, backend=run.backend, num_envs=run.num_envs, seed=seed)
-                    results += _train_together(configuration, selection, {seed: below}, quiet=quiet, started=started, stop=stop)
+                        source = select_environments(wanted, backend=run.backend, num_envs=run.num_envs, seed=seed)
+                    results += _train_together(configuration, source, {seed: below}, quiet=quiet, started=started, stop=stop)
                     if stop.signal is not None:
                         break
         finally:
             # A seed that fails takes nothing from those that finished.
             if results:
-                overall = _summarize(results, folder, wanted=len(seeds), together=selection.backend == "jax")
+                overall = _summarize(results, folder, wanted=len(seeds), together=source.backend == "jax")
                 write_json(folder / SUMMARY_FILE, overall)
     return overall
 
@@ -114,13 +120,11 @@ def _summarize(results: list[dict[str, Any]], folder: Path, *, wanted: int, toge
     }
 
 
-def make_iteration(configuration: TrainConfiguration, selection: Selection, seeds: list[int]) -> tuple[Iteration, Spaces]:
-    """Compile the iteration that fits the environments."""
-    environments, name = selection.environments, configuration.run.env
-    if selection.backend == "recorded":
-        from surefoot.control.iterations.recorded import RecordedIteration
-
-        return RecordedIteration(configuration, environments, seed=seeds[0]), environments.spaces
+def make_iteration(configuration: TrainConfiguration, source: Source, seeds: list[int]) -> tuple[Iteration, Spaces]:
+    """Compile the iteration that fits where the data come from."""
+    if isinstance(source, RecordedSource):
+        return RecordedIteration(configuration, source, seed=seeds[0]), source.spaces
+    environments, name = source.environments, configuration.run.env
     if isinstance(environments, FunctionalEnvironment):
         spaces = describe_spaces(environments.observation_space, environments.action_space, name=name)
         _check_policy_options(configuration, spaces)
@@ -141,7 +145,7 @@ def _check_policy_options(configuration: TrainConfiguration, spaces: Spaces) -> 
 
 def _train_together(
     configuration: TrainConfiguration,
-    selection: Selection,
+    source: Source,
     folders: dict[int, Path],
     *,
     quiet: bool,
@@ -150,7 +154,7 @@ def _train_together(
 ) -> list[dict[str, Any]]:
     """Train the seeds that ``folders`` names: one, or several in one program."""
     run, count = configuration.run, len(folders)
-    iteration, spaces = make_iteration(configuration, selection, list(folders))
+    iteration, spaces = make_iteration(configuration, source, list(folders))
     trackers = [EpisodeTracker(run.num_envs) for _ in folders]
     acted, completed = [0] * count, 0
     iterations, together = configuration.iterations, configuration.rollouts_per_report
@@ -163,7 +167,7 @@ def _train_together(
             writers.append(stack.enter_context(MetricsWriter(below, tensorboard=run.tensorboard)))
         label = f"{configuration.algorithm} {run.env}" + (f" × {count} seeds" if count > 1 else "")
         progress = stack.enter_context(Progress(label, iterations * configuration.slots, quiet=quiet))
-        for notice in selection.notices:
+        for notice in source.notices:
             progress.say(notice)
         startup = time.time() - started
         start = time.perf_counter()
@@ -194,13 +198,13 @@ def _train_together(
             # iteration.
             trained = time.perf_counter() - start
             for learner, below, steps in zip(iteration.learners(), folders.values(), acted, strict=True):
-                _policy_of(configuration, spaces, selection.backend, learner, steps).save(below)
+                _policy_of(configuration, spaces, source.backend, learner, steps).save(below)
     results = []
     for below, steps, tracker in zip(folders.values(), acted, trackers, strict=True):
         result = {
             "algorithm": configuration.algorithm,
             "env": run.env,
-            "backend": selection.backend,
+            "backend": source.backend,
             "total_steps": steps,
             "seconds": startup + trained,
             "startup_seconds": startup,

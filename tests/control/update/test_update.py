@@ -73,8 +73,10 @@ def test_first_step_is_the_policy_gradient(kind):
         np.testing.assert_allclose(gradient[name], value, atol=2e-6, err_msg=name)
 
 
-def test_masked_slots_reach_nothing():
-    configuration, learner, rollout = ready(DISCRETE)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("weight", ["gae", "total-return", "q-value"])
+def test_masked_slots_reach_nothing(algorithm, weight):
+    configuration, learner, rollout = ready(DISCRETE, algorithm=algorithm, weight=weight)
     clean, metrics = update(configuration, DISCRETE, learner, rollout)
     invalid = ~rollout.valid
     assert invalid.any()

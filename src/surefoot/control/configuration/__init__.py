@@ -25,6 +25,7 @@ from surefoot.control.configuration.run import (
     NormalizationConfiguration,
     RunConfiguration,
 )
+from surefoot.equations.weights import WEIGHT_NEEDS
 from surefoot.errors import UsageError
 
 __all__ = [
@@ -97,7 +98,6 @@ class TrainConfiguration:
         recomputes = isinstance(self.objective, SurrogateObjective) and self.objective.recompute_advantages
         if recomputes and (self.passes is None or self.passes.epochs == 1):
             raise UsageError("--recompute-advantages would do nothing with --epochs 1; take more epochs, or leave it out")
-
         if self.recorded is not None and self.recorded.from_data is not None:
             self._check_recorded()
 
@@ -152,9 +152,10 @@ class TrainConfiguration:
         """Settings that nothing reads under the others, each with the reason."""
         idle = {}
         weight, objective = self.weight, self.objective
-        if weight.weight not in ("gae", "q-value", "advantage"):
+        needs = WEIGHT_NEEDS[weight.weight]
+        if "trace_decay" not in needs and "q" not in weight.critics:
             idle["trace_decay"] = f"--weight {weight.weight} does not read λ"
-        if weight.weight != "n-step":
+        if "steps" not in needs:
             idle["n_steps"] = f"--weight {weight.weight} does not read n"
         if weight.discount == 1:
             idle["keep_discount"] = "with --discount 1 every γᵗ is 1"

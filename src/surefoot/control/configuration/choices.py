@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from surefoot.control.configuration.run import require
-from surefoot.equations.weights import Weight
+from surefoot.equations.weights import WEIGHT_NEEDS, Weight
 
 Schedule = Literal["constant", "linear"]
 
@@ -68,8 +68,11 @@ class WeightConfiguration:
 
     @property
     def critics(self) -> tuple[str, ...]:
-        """Which critics the weight needs: v, q."""
-        return {"total-return": (), "reward-to-go": (), "q-value": ("v", "q"), "advantage": ("v", "q")}.get(self.weight, ("v",))
+        """Which critics the weight needs: v, q. That of Q learns λ-returns, and these need one of V."""
+        needs = WEIGHT_NEEDS[self.weight]
+        if "action_values" in needs:
+            return ("v", "q")
+        return ("v",) if "values" in needs else ()
 
 
 @dataclass(frozen=True)

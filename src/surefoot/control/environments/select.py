@@ -31,8 +31,7 @@ POOLED = ("gymnasium.envs.classic_control", "gymnasium.envs.box2d", "gymnasium.e
 class Selection:
     """Environments, and why these."""
 
-    environments: Any
-    """Environments; with the backend ``recorded``, a source of recorded episodes."""
+    environments: Environments
     backend: str
     notices: tuple[str, ...]
     """Sentences for the user: which backend was chosen, and what would be faster."""

@@ -45,7 +45,8 @@ class FusedIteration:
         self._together = configuration.rollouts_per_report
         self._shape = (run.rollout_length, run.num_envs, spaces.observation_size)
         learners = [initialize(configuration, spaces, seed) for seed in seeds]
-        pooled = isinstance(environment, Pool)
+        self._pooled = pooled = isinstance(environment, Pool)
+        """One seed, and arrays without an axis of seeds."""
         plan = schedules(configuration, 0, self._together)
         if isinstance(environment, Pool):
             (self.learner,) = learners
@@ -74,7 +75,8 @@ class FusedIteration:
             (learner, carry), record = jax.lax.scan(once, (learner, carry), plan, unroll=self._together == 1)
             return learner, carry, *record
 
-        self._inference = self._rollout_seconds = None
+        self._parts: tuple[float, float] | None = None
+        """Seconds of a report's rollouts and of the policy within them; with a pool they cannot be told apart."""
         everyone = (self.learner, self._carry)
         if isinstance(environment, Pool):
             with environment.precision():
@@ -89,8 +91,8 @@ class FusedIteration:
         }
         programs = compile_all({name: function.lower(*arguments) for name, (function, arguments) in sources.items()})
         self._iterate = programs["iterate"]
-        self._rollout_seconds = self._together * fastest(programs["rollout"], everyone)
-        self._inference = min(self._together * fastest(programs["infer"], sources["infer"][1]), self._rollout_seconds)
+        rollout, inference = fastest(programs["rollout"], everyone), fastest(programs["infer"], sources["infer"][1])
+        self._parts = (self._together * rollout, self._together * min(inference, rollout))
 
     def run(self, number: int) -> Outcome:
         """See :class:`Iteration`."""
@@ -98,7 +100,7 @@ class FusedIteration:
         plan = schedules(self._configuration, number, self._together)
         learner, carry, report, faults, finite = self._iterate(self.learner, self._carry, plan)
         report, faults, finite = jax.tree.map(np.asarray, (report, faults, finite))
-        if self._rollout_seconds is None:  # one seed, without its axis
+        if self._pooled:
             report, faults, finite = jax.tree.map(lambda x: x[None], (report, faults, finite))
         raise_first_fault(faults, self._name, self._shape, number)
         if not finite.all():
@@ -106,16 +108,15 @@ class FusedIteration:
         self.learner, self._carry = learner, carry
         total = time.perf_counter() - start
         parts = {}
-        if self._rollout_seconds is not None and self._inference is not None:
-            collected = min(self._rollout_seconds, total)
-            inference = min(self._inference, collected)
+        if self._parts is not None:
+            collected, inference = (min(seconds, total) for seconds in self._parts)
             parts = {"environment": collected - inference, "inference": inference, "update": total - collected}
         return Outcome(**merge_reports(report), seconds=parts)
 
     def learners(self) -> list[Learner]:
         """See :class:`Iteration`."""
         everyone = jax.tree.map(np.asarray, self.learner)
-        if self._rollout_seconds is None:
+        if self._pooled:
             return [everyone]
         take = lambda i: jax.tree.map(lambda x: x[i], everyone)  # noqa: E731
         return [take(i) for i in range(self._count)]

@@ -21,7 +21,7 @@ class RecordedIteration:
 
     def __init__(self, configuration: TrainConfiguration, source: RecordedSource, *, seed: int) -> None:
         assert configuration.recorded is not None
-        self._configuration, self._spaces = configuration, source.spaces
+        self._configuration = configuration
         self._smallest = configuration.recorded.smallest_effective_share
         self.finished: str | None = None
         fitted = source.fitted

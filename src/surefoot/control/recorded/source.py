@@ -27,8 +27,9 @@ class RecordedSource:
     spaces: Spaces
     fitted: Policy
     """A fit to the policy that acted: where training starts, and the behaviour policy where the data name none."""
-    name: str
     notices: tuple[str, ...]
+    backend: str = "recorded"
+    """What reports call it, where environments have theirs."""
 
 
 def open_recorded(configuration: TrainConfiguration) -> tuple[TrainConfiguration, RecordedSource]:
@@ -84,7 +85,7 @@ def open_recorded(configuration: TrainConfiguration) -> tuple[TrainConfiguration
     length, episodes = data.rewards.shape
     together = min(recorded.episodes_per_update, episodes)
     run = replace(configuration.run, env=env, num_envs=together, rollout_length=length)
-    source = RecordedSource(rollout, spaces, fitted.policy, str(recorded.from_data), tuple(notices))
+    source = RecordedSource(rollout, spaces, fitted.policy, tuple(notices))
     return replace(configuration, run=run), source
 
 

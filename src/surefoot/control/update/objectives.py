@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from surefoot.control.configuration import SurrogateObjective, TrainConfiguration
+from surefoot.control.configuration import LikelihoodObjective, TrainConfiguration
 from surefoot.control.policies.networks import Parameters
 from surefoot.control.policies.policy import action_distribution
 from surefoot.control.policies.spaces import Spaces
@@ -69,11 +69,11 @@ def actor_loss(
     policy = action_distribution(spaces, parameters, batch.observations, activation=configuration.network.activation)
     entropy = masked_mean(policy.entropy(), valid)
     metrics: Metrics = {"policy/entropy": entropy}
-    if not isinstance(objective, SurrogateObjective):
+    if isinstance(objective, LikelihoodObjective):
         log_probabilities = jnp.where(valid, policy.log_probability(batch.actions), 0.0)
         gain = masked_mean(weights * log_probabilities, valid)
-        bonus = 0.0 if objective is None else objective.entropy_coefficient
-        return -gain - bonus * entropy, metrics | {"policy/objective": gain}
+        return -gain - objective.entropy_coefficient * entropy, metrics | {"policy/objective": gain}
+    assert objective is not None, "a natural step descends no loss"
     ratio, log_probabilities = ratio_of(policy, batch)
     if objective.clip_range is None:
         terms = ratio * weights
