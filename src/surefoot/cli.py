@@ -7,12 +7,14 @@ import sys
 import time
 from collections.abc import Sequence
 
-from surefoot.commands import demo, evaluate, gradients, train
+from surefoot.commands import align, demo, evaluate, gradients, inspect, train
 from surefoot.commands.options import DONE, FAILED, WRONG_INPUT, hyphenated
 from surefoot.errors import RunError, UsageError
 
 STARTED = time.time()
-ENGINE = ("jax", "gymnasium", "optax", "flax")
+EXTRAS = dict.fromkeys(("jax", "gymnasium", "optax", "flax"), "control")
+EXTRAS |= dict.fromkeys(("torch", "transformers", "tokenizers", "peft", "datasets", "pyarrow"), "alignment")
+"""Which extra brings which library."""
 
 HELP = """usage: surefoot COMMAND ...
 
@@ -20,7 +22,11 @@ Policy optimisation that never takes a step it cannot trust.
 
 commands:
   train ALGORITHM --env ID   train a policy in a Gymnasium environment
-  evaluate RUN               run a trained policy for whole episodes
+  align METHOD --model MODEL --data DATA
+                             train a language model: sft, reward, dpo
+  evaluate RUN               run a trained policy for whole episodes, or score held-out preferences
+  inspect DATA --model MODEL show preference data token by token
+  task grammar --out FOLDER  write a generated language task: data, and a tiny model
   gradients                  the policy gradient's weights on enumerable problems: exact bias and variance
   demo                       train PPO on CartPole-v1 and show that it learns
 
@@ -46,9 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"surefoot: {error}", file=sys.stderr)
         return FAILED
     except ModuleNotFoundError as error:
-        if error.name not in ENGINE:
+        name = (error.name or "").split(".")[0]
+        if name not in EXTRAS:
             raise
-        print(f"surefoot: this needs {error.name}; install it with: pip install 'surefoot[control]'", file=sys.stderr)
+        print(f"surefoot: this needs {name}; install it with: pip install 'surefoot[{EXTRAS[name]}]'", file=sys.stderr)
         return WRONG_INPUT
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has gone; nobody is there to tell
@@ -78,10 +85,14 @@ def _dispatch(arguments: list[str]) -> int:
     command, rest = arguments[0], arguments[1:]
     if command == "train":
         return train.run(rest, started=STARTED)
+    if command == "align":
+        return align.run(rest, started=STARTED)
+    if command == "inspect":
+        return inspect.run(rest)
     if command == "evaluate":
         return evaluate.run(rest)
     if command == "gradients":
         return gradients.run(rest)
     if command == "demo":
         return demo.run(rest, started=STARTED)
-    raise UsageError(f"there is no command {command!r}; there are train, evaluate, gradients and demo")
+    raise UsageError(f"there is no command {command!r}; there are train, align, evaluate, inspect, task, gradients and demo")

@@ -17,3 +17,9 @@ class RunError(RuntimeError):
 
 class EnvironmentFault(RunError):
     """An environment raised, or returned a value that is not a finite number."""
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raise :class:`UsageError` with the sentence unless the condition holds."""
+    if not condition:
+        raise UsageError(sentence)

@@ -1,4 +1,6 @@
-"""``surefoot evaluate``: how good a trained policy is, in its environment or by what another policy recorded."""
+"""``surefoot evaluate``: how good a trained policy is, in its environment or by what another policy recorded; or how well a
+language or reward model orders preferences.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from typing import Any
 
 import tyro
 
+from surefoot.alignment.data.configuration import FormatName
 from surefoot.commands.options import DONE, Output, given, parse
 from surefoot.control.configuration import Backend
 from surefoot.control.recorded.off_policy_evaluation import Estimator
@@ -16,12 +19,14 @@ from surefoot.errors import UsageError
 
 IN_ENVIRONMENT = ("--episodes", "--deterministic", "--backend", "--record")
 FROM_DATA = ("--estimator", "--discount", "--clip", "--confidence", "--accept-small-sample")
+PREFERENCES = ("--format", "--reference", "--max-length", "--batch-size")
 
 
 @dataclass(frozen=True)
 class Evaluate:
     """Run a trained policy for whole episodes in Gymnasium's own environment, and report its return; or estimate it from
-    recorded episodes of another policy by importance sampling.
+    recorded episodes of another policy by importance sampling; or score held-out preferences with a reward model or a DPO
+    policy.
     """
 
     run: tyro.conf.Positional[Path]
@@ -51,13 +56,29 @@ class Evaluate:
     """Of --from-data's interval."""
     accept_small_sample: bool = False
     """Report --from-data's estimate even where the effective sample has collapsed."""
+    data: str | None = None
+    """Preferences that a run of `surefoot align` is scored on: a file, a folder or a name."""
+    format: FormatName = "auto"
+    """Format of --data."""
+    reference: str | None = None
+    """Where the model is that a DPO policy started from; by default where its run found it."""
+    max_length: int | None = None
+    """Tokens that a prompt and one answer may have; none takes the run's."""
+    batch_size: int = 16
+    """Prompts of --data at a time."""
     output: tyro.conf.OmitArgPrefixes[Output] = field(default_factory=Output)
 
 
 def run(arguments: list[str]) -> int:
     """Evaluate, and report."""
     chosen: Evaluate = parse(Evaluate, arguments, program="surefoot evaluate")
-    if chosen.from_data is None:
+    if chosen.data is not None:
+        if useless := given((*IN_ENVIRONMENT, *FROM_DATA, "--from-data", "--seed"), arguments):
+            raise UsageError(f"{useless} does nothing with --data, whose preferences are scored; leave it out")
+        result, sentence = _on_preferences(chosen)
+    elif useless := given(PREFERENCES, arguments):
+        raise UsageError(f"{useless} does nothing without --data; give that, or leave it out")
+    elif chosen.from_data is None:
         if useless := given(FROM_DATA, arguments):
             raise UsageError(f"{useless} does nothing without --from-data; give that, or leave it out")
         result, sentence = _in_environment(chosen)
@@ -69,6 +90,25 @@ def run(arguments: list[str]) -> int:
         print(sentence, file=sys.stderr)
     chosen.output.give(result)
     return DONE
+
+
+def _on_preferences(chosen: Evaluate) -> tuple[dict[str, Any], str]:
+    from surefoot.alignment.evaluation import evaluate_alignment
+
+    assert chosen.data is not None
+    result = evaluate_alignment(
+        chosen.run,
+        data=chosen.data,
+        format=chosen.format,
+        reference=chosen.reference,
+        max_length=chosen.max_length,
+        batch_size=chosen.batch_size,
+    )
+    if not chosen.output.quiet:
+        for notice in result["notices"]:
+            print(notice, file=sys.stderr)
+    accuracy = "" if result["accuracy"] is None else f"accuracy {result['accuracy']:.4f} ± {result['standard_error']:.4f}, "
+    return result, f"{result['method']}: {accuracy}loss {result['loss']:.4f} on {result['prompts']:,} prompts"
 
 
 def _in_environment(chosen: Evaluate) -> tuple[dict[str, Any], str]:

@@ -8,9 +8,9 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, get_type_hints
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
+from typing import Any, get_args, get_type_hints
 
 import tyro
 
@@ -38,7 +38,7 @@ class Output:
 def parse(kind: Any, arguments: list[str], *, program: str, default: Any = None) -> Any:
     """Options to a dataclass; a wrong one becomes a sentence."""
     options: dict[str, Any] = {} if default is None else {"default": default}
-    arguments = _spell_none(arguments)
+    arguments = _spell_none(arguments, _may_be_none(kind))
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -48,27 +48,57 @@ def parse(kind: Any, arguments: list[str], *, program: str, default: Any = None)
             raise
         raise UsageError(f"{program}: {_unboxed(complaint.getvalue())}; `{program} --help` lists the options") from None
     if unknown:
-        near = difflib.get_close_matches(unknown[0].split("=")[0], _option_names(kind), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(unknown[0].split("=")[0], [name for name, _ in _options(kind)], n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"`{program} --help` lists what there is"
         raise UsageError(f"{program} has no option {unknown[0]}; {hint}")
     return parsed
 
 
-MAY_BE_NONE = ("--max-gradient-norm", "--value-clip-range", "--target-kl", "--clip-range", "--critic-learning-rate", "--clip")
+def parse_configuration(configuration: Any, arguments: list[str], *, program: str, summary: str) -> tuple[Any, Output]:
+    """A run's configuration from its command line: the options of its parts side by side, with their values as defaults.
+
+    Args:
+        configuration: has ``parts()``, its choices by name, and ``idle_options()``, those that nothing reads and why.
+        arguments: what the user wrote.
+        program: how the command is called.
+        summary: what it does, for its help.
+
+    Returns:
+        the configuration with the parts that the arguments name replaced, and what is printed.
+
+    Raises:
+        UsageError: an option is wrong, or would do nothing.
+    """
+    parts = {**configuration.parts(), "output": Output()}
+    members = [(name, tyro.conf.OmitArgPrefixes[type(part)], field(default=part)) for name, part in parts.items()]
+    kind = make_dataclass("Options", members, frozen=True)
+    kind.__doc__ = summary
+    chosen = parse(kind, arguments, program=program, default=kind(**parts))
+    configuration = replace(configuration, **{name: getattr(chosen, name) for name in configuration.parts()})
+    for name, reason in configuration.idle_options().items():
+        if option := given((f"--{name.replace('_', '-')}",), arguments):
+            raise UsageError(f"{option} would do nothing: {reason}; leave it out")
+    return configuration, chosen.output
 
 
-def _spell_none(arguments: list[str]) -> list[str]:
+def _spell_none(arguments: list[str], names: frozenset[str]) -> list[str]:
     """``none`` as the parser spells it, for the options that can be switched off."""
     spelt = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
         name, equals, value = argument.partition("=")
-        if before in MAY_BE_NONE and argument == "none":
+        if before in names and argument == "none":
             spelt.append("None")
-        elif equals and name in MAY_BE_NONE and value == "none":
+        elif equals and name in names and value == "none":
             spelt.append(f"{name}=None")
         else:
             spelt.append(argument)
     return spelt
+
+
+def _may_be_none(kind: Any) -> frozenset[str]:
+    """Options whose value is a number or None; of a text, none might be the value."""
+    kinds = ((name, set(get_args(hint))) for name, hint in _options(kind))
+    return frozenset(name for name, of in kinds if type(None) in of and of & {int, float})
 
 
 def _unboxed(text: str) -> str:
@@ -79,14 +109,15 @@ def _unboxed(text: str) -> str:
     return " ".join(line for line in kept if line).rstrip(".")
 
 
-def _option_names(kind: Any) -> list[str]:
-    """The options of a command; the parts of its configuration are dataclasses whose prefixes are left out."""
-    names: list[str] = []
+def _options(kind: Any) -> Iterator[tuple[str, Any]]:
+    """The options of a command with their types; the parts of its configuration are dataclasses whose prefixes are left out."""
     hints = get_type_hints(kind)
     for part in fields(kind):
         inner = hints[part.name]
-        names += _option_names(inner) if is_dataclass(inner) else [f"--{part.name.replace('_', '-')}"]
-    return names
+        if is_dataclass(inner):
+            yield from _options(inner)
+        else:
+            yield f"--{part.name.replace('_', '-')}", inner
 
 
 def value_of(option: str, arguments: list[str]) -> str | None:

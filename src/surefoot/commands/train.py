@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import field, make_dataclass, replace
 from typing import Any
 
-import tyro
-
-from surefoot.commands.options import DONE, FAILED, WRONG_INPUT, Output, given, parse, value_of
+from surefoot.commands.options import DONE, FAILED, WRONG_INPUT, Output, parse_configuration, value_of
 from surefoot.control.algorithms import ALGORITHMS, Algorithm
 from surefoot.control.configuration import FROM_DATA, TrainConfiguration
 from surefoot.errors import UsageError
@@ -50,16 +47,7 @@ def _training_options(
     """The options of one algorithm: the parts of its configuration side by side, each with its preset's defaults."""
     source = {} if from_data is None else {"from_data": from_data}
     defaults = algorithm.configure(env or ("ID" if from_data is None else FROM_DATA), **source)
-    parts = {**defaults.parts(), "output": Output()}
-    members = [(name, tyro.conf.OmitArgPrefixes[type(part)], field(default=part)) for name, part in parts.items()]
-    kind = make_dataclass(f"Train{algorithm.name}", members, frozen=True)
-    kind.__doc__ = algorithm.summary
-    chosen = parse(kind, arguments, program=f"surefoot train {algorithm.name}", default=kind(**parts))
-    configuration = replace(defaults, **{name: getattr(chosen, name) for name in defaults.parts()})
-    for name, reason in configuration.idle_options().items():
-        if option := given((f"--{name.replace('_', '-')}",), arguments):
-            raise UsageError(f"{option} would do nothing: {reason}; leave it out")
-    return configuration, chosen.output
+    return parse_configuration(defaults, arguments, program=f"surefoot train {algorithm.name}", summary=algorithm.summary)
 
 
 def _tell_preset(algorithm: Algorithm, configuration: TrainConfiguration) -> None:

@@ -190,9 +190,8 @@ def _train_together(
                 rate = sum(acted) / (time.perf_counter() - start)
                 if iteration.finished is not None:
                     progress.say(iteration.finished)
-                progress.update(
-                    completed * configuration.slots, steps_per_second=rate, mean_return=float(np.mean(known)) if known else None
-                )
+                reached = f"return {np.mean(known):.1f}" if known else "no episode finished yet"
+                progress.update(completed * configuration.slots, rate=rate, reached=reached)
         finally:
             # On every way out, a failed environment or a second Ctrl-C included: the learner is that of the last whole
             # iteration.

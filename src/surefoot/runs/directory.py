@@ -16,6 +16,7 @@ CONFIGURATION_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
 POLICY_FOLDER = "policy"
+MODEL_FOLDER = "model"
 TENSORBOARD_FOLDER = "tensorboard"
 
 
@@ -77,9 +78,9 @@ def create_run_folder(folder: str | None, *, name: str) -> Path:
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
     path = Path(folder) if folder else Path("runs") / f"{safe}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     configuration = path / CONFIGURATION_FILE
-    if configuration.exists() and "algorithm" not in read_json(configuration):
+    if configuration.exists() and not {"algorithm", "method"} & read_json(configuration).keys():
         raise UsageError(f"{configuration} is not a run's, and would be overwritten; choose another --out")
-    traces = (METRICS_FILE, POLICY_FOLDER, SUMMARY_FILE, f"seed-*/{METRICS_FILE}")
+    traces = (METRICS_FILE, POLICY_FOLDER, MODEL_FOLDER, SUMMARY_FILE, f"seed-*/{METRICS_FILE}")
     if any(True for trace in traces for _ in path.glob(trace)):
         raise UsageError(f"{path} already holds a run; choose another --out or delete that folder")
     try:

@@ -15,14 +15,14 @@ LIVE_SECONDS = 0.1
 
 
 class Progress:
-    """Shows step, return, steps per second and the time left.
+    """Shows how much is done, what was reached, how fast, and the time left.
 
     Where there is no terminal, a line is printed at most every two seconds, besides the first and the last: some tasks here run
     a hundred iterations a second.
     """
 
-    def __init__(self, label: str, total_steps: int, *, quiet: bool = False) -> None:
-        self._label, self._total, self._quiet = label, total_steps, quiet
+    def __init__(self, label: str, total: int, *, unit: str = "steps", quiet: bool = False) -> None:
+        self._label, self._total, self._unit, self._quiet = label, total, unit, quiet
         self._console = Console(stderr=True, highlight=False)
         self._live: Live | None = None
         self._start = time.monotonic()
@@ -36,18 +36,16 @@ class Progress:
         self._start = time.monotonic()
         return self
 
-    def update(self, slots: int, *, steps_per_second: float, mean_return: float | None) -> None:
-        """Show the state after ``slots`` of the total."""
+    def update(self, done: int, *, rate: float, reached: str) -> None:
+        """Show the state after ``done`` of the total, at ``rate`` units per second."""
         now = time.monotonic()
-        last = slots >= self._total
+        last = done >= self._total
         if self._quiet or (now - self._shown < (LIVE_SECONDS if self._live else PLAIN_SECONDS) and not last):
             return
         self._shown = now
-        left = (now - self._start) / max(slots, 1) * max(self._total - slots, 0)
-        reached = "no episode finished yet" if mean_return is None else f"return {mean_return:.1f}"
-        self._text = (
-            f"{self._label}  {slots:,}/{self._total:,} steps  {reached}  {steps_per_second:,.0f} steps/s  {_clock(left)} left"
-        )
+        left = (now - self._start) / max(done, 1) * max(self._total - done, 0)
+        unit = self._unit
+        self._text = f"{self._label}  {done:,}/{self._total:,} {unit}  {reached}  {rate:,.{_digits(rate)}f} {unit}/s  {_clock(left)} left"
         if self._live is not None:
             self._live.update(Text(self._text), refresh=True)
         else:
@@ -61,6 +59,10 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self._live is not None:
             self._live.__exit__(kind, error, traceback)
+
+
+def _digits(rate: float) -> int:
+    return 0 if rate >= 10 else 1
 
 
 def _clock(seconds: float) -> str:

@@ -6,18 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from surefoot.errors import UsageError
+from surefoot.errors import require
 
 FROM_DATA = "recorded"
 """In place of an environment's name: the one that recorded data name."""
 
 Backend = Literal["auto", "envpool", "gymnasium", "gymnasium-sync", "jax"]
-
-
-def require(condition: bool, sentence: str) -> None:
-    """Raise :class:`UsageError` with the sentence unless the condition holds."""
-    if not condition:
-        raise UsageError(sentence)
 
 
 @dataclass(frozen=True)

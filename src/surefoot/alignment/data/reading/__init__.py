@@ -1,0 +1,1 @@
+"""From a file, a folder or a name to rows of prompts and answers."""

@@ -1,0 +1,66 @@
+"""Loading a model's tokenizer."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surefoot.alignment.data.reading.hub import hub_or_cache
+from surefoot.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
+    """The tokenizer of a model's folder, or of a name on the Hugging Face hub.
+
+    Args:
+        model: the folder or the name.
+        trust_remote_code: run tokenizer code that comes with the model.
+
+    Raises:
+        UsageError: there is no tokenizer, it is empty, it has no fast version, it wants to run code of its own, or the name can be
+            reached neither over the network nor in the cache.
+    """
+    try:
+        from transformers import AutoTokenizer
+    except ModuleNotFoundError:
+        raise UsageError("this needs transformers; install it with: pip install 'surefoot[alignment]'") from None
+    folder = Path(model).is_dir()
+    if not folder and model.startswith(("/", ".")):
+        raise UsageError(f"{model} does not exist; give a model's folder, or a name on the Hugging Face hub")
+    if folder and not trust_remote_code and not any(_holds_vocabulary(path) for path in Path(model).iterdir()):
+        raise UsageError(f"{model} holds no tokenizer; a model's folder has one in tokenizer.json")
+    with nullcontext(True) if folder else hub_or_cache() as reachable:
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, local_files_only=folder)
+        except Exception as error:  # damaged files raise whatever their readers make of them
+            if "trust_remote_code" in str(error):
+                raise UsageError(
+                    f"the tokenizer of {model} is code that comes with the model; read that code, and allow it with"
+                    " --trust-remote-code"
+                ) from error
+            if folder:
+                raise UsageError(f"{model} holds no tokenizer that can be read: {_sentence(error)}") from error
+            if not reachable:
+                raise UsageError(
+                    f"{model} is no folder here, and as a name on the Hugging Face hub it can be reached neither over the"
+                    " network nor in the cache; give a folder, or connect"
+                ) from error
+            raise UsageError(f"no tokenizer can be loaded from {model}: {_sentence(error)}") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise UsageError(f"the tokenizer of {model} has no fast version (tokenizer.json), which is needed here")
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise UsageError(f"the tokenizer of {model} has no tokens but special ones; its vocabulary is missing")
+    return tokenizer
+
+
+def _holds_vocabulary(path: Path) -> bool:
+    """Whether it may be a vocabulary; where there is none, transformers makes an empty tokenizer after the model's type."""
+    return path.name in ("tokenizer.json", "tekken.json") or "vocab" in path.name or path.suffix in (".model", ".tiktoken")
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".")

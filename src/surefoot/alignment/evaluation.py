@@ -1,0 +1,152 @@
+"""How well a trained model orders preferences that it has not seen, or predicts answers."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from surefoot.alignment.configuration import DPOConfiguration, RewardConfiguration
+from surefoot.alignment.data.configuration import DataConfiguration, FormatName
+from surefoot.alignment.data.loading import load_examples
+from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
+from surefoot.alignment.likelihood.likelihood import Likelihood
+from surefoot.alignment.methods.dpo import DirectPreferenceOptimization
+from surefoot.alignment.methods.method import Method, groups_of
+from surefoot.alignment.methods.reward import RewardModelling
+from surefoot.alignment.methods.sft import SupervisedFineTuning
+from surefoot.alignment.models.configuration import ModelConfiguration
+from surefoot.alignment.models.fingerprint import weights_fingerprint
+from surefoot.alignment.models.loading import load_policy, load_reward_model
+from surefoot.alignment.models.precision import autocast_dtype
+from surefoot.alignment.preparation import longest
+from surefoot.alignment.reference import LiveReference
+from surefoot.alignment.training import evaluate_examples
+from surefoot.errors import UsageError
+from surefoot.runs.directory import CONFIGURATION_FILE, MODEL_FOLDER, read_json
+
+
+def evaluate_alignment(
+    run: Path,
+    *,
+    data: str,
+    format: FormatName = "auto",
+    reference: str | None = None,
+    max_length: int | None = None,
+    batch_size: int = 16,
+) -> dict[str, Any]:
+    """Score held-out preferences with a run's model: a reward model by its score, a DPO policy by its implicit reward
+    β (log π − log π_ref), a fine-tuned model by the likelihood of the answers.
+
+    Args:
+        run: folder of a run of ``surefoot align``.
+        data: preferences, in any format that training takes.
+        format: of the data.
+        reference: the model that a DPO policy started from; by default where the run found it. Its weights must be those that the
+            run recorded.
+        max_length: tokens that a prompt and one answer may have; as in the run by default.
+        batch_size: prompts at a time.
+
+    Returns:
+        what ``surefoot evaluate --json`` prints: run, method, data, prompts, pairs, loss, metrics, for preferences accuracy (mean
+        over prompts of the share of pairs in the right order, equal scores half right) and its standard error, and seconds;
+        ``notices`` are sentences for the user.
+
+    Raises:
+        UsageError: the run, the data or the reference cannot be used.
+    """
+    began = time.perf_counter()
+    recorded = read_json(run / CONFIGURATION_FILE)
+    if "method" not in recorded:
+        raise UsageError(f"{run} is not a run of `surefoot align`; without --data, its policy is evaluated in its environment")
+    method_name, notices = recorded["method"], list[str]()
+    folder = str(run / MODEL_FOLDER)
+    settings = ModelConfiguration(folder, device=recorded["device"], precision=recorded["precision"])
+    tokenizer = load_tokenizer(folder)
+    limit = recorded["max_length"] if max_length is None else max_length
+    loaded = load_examples(
+        DataConfiguration(data, format=format, max_length=limit, ties="pairs"),
+        tokenizer,
+        purpose="sft" if method_name == "sft" else "preference",
+    )
+    notices += loaded.notices
+    examples = loaded.examples
+    if reference is not None and method_name != "dpo":
+        raise UsageError(
+            f"--reference does nothing for a run of {method_name}, which is compared with no other model; leave it out"
+        )
+
+    def likelihood_of(model: Any) -> Likelihood:
+        likelihood = Likelihood(model.eval(), autocast=autocast_dtype(settings), share_prompts=recorded["share_prompts"])
+        if notice := likelihood.check(groups_of(longest(examples))):
+            notices.append(notice)
+        return likelihood
+
+    method: Method
+    if method_name == "reward":
+        model, said = load_reward_model(settings, tokenizer, new_head=False)
+        notices += said
+        method = RewardModelling(likelihood_of(model), _choices(RewardConfiguration, recorded, use_margins=False), examples)
+    elif method_name == "dpo":
+        policy = likelihood_of(load_policy(settings, tokenizer, notify=notices.append))
+        method = DirectPreferenceOptimization(
+            policy,
+            _reference(recorded, reference, tokenizer, settings, policy, notices),
+            _choices(DPOConfiguration, recorded),
+            examples,
+        )
+    else:
+        method = SupervisedFineTuning(likelihood_of(load_policy(settings, tokenizer, notify=notices.append)))
+    with torch.no_grad():
+        metrics = evaluate_examples(method, examples, batch_size=batch_size)
+    result = {
+        "run": str(run),
+        "method": method_name,
+        "data": data,
+        "prompts": len(examples),
+        "pairs": sum(len(example.pairs) for example in examples),
+        "loss": metrics["loss"],
+        "accuracy": metrics.get("accuracy"),
+        "metrics": metrics,
+        "seconds": time.perf_counter() - began,
+        "notices": notices,
+    }
+    if (accuracy := result["accuracy"]) is not None:
+        result["standard_error"] = math.sqrt(accuracy * (1 - accuracy) / len(examples))
+    return result
+
+
+def _choices(kind: Any, recorded: dict[str, Any], **changes: Any) -> Any:
+    """A method's choices as the run recorded them; the objective is chosen anew, since other data may have other rankings."""
+    known = {field.name: recorded[field.name] for field in fields(kind)}
+    plain = {"objective": "auto", "ranking_top": None, "label_smoothing": 0.0} if known["objective"] != "ipo" else {}
+    return kind(**{**known, **{k: v for k, v in plain.items() if k in known}, **changes})
+
+
+def _reference(
+    recorded: dict[str, Any],
+    given: str | None,
+    tokenizer: Any,
+    settings: ModelConfiguration,
+    policy: Likelihood,
+    notices: list[str],
+) -> LiveReference:
+    """The model that the policy started from, found by name and known by its weights."""
+    name = given or recorded["model"]
+    try:
+        model = load_policy(
+            ModelConfiguration(name, device=settings.device, precision=settings.precision), tokenizer, notify=notices.append
+        )
+    except UsageError as error:
+        if given is not None:
+            raise
+        raise UsageError(
+            f"the policy's implicit reward needs the model that it started from: {error}; --reference says where it is"
+        ) from error
+    if weights_fingerprint(model) != recorded["reference_fingerprint"]:
+        raise UsageError(f"{name} does not have the weights that the policy started from; --reference says where they are")
+    return LiveReference(policy.of(model.eval()))

@@ -1,0 +1,130 @@
+"""Log-probabilities of chosen tokens, from hidden states: the vocabulary projection, only where it is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch.autograd.function import once_differentiable
+
+KEEP_BYTES = 512 * 2**20
+"""Up to this size, the probabilities of all scored rows are kept between forward and backward; above it they are computed twice."""
+CHUNK_BYTES = 64 * 2**20
+"""What is computed twice is computed in chunks of about this size."""
+
+
+def token_log_probabilities(
+    *,
+    hidden: Float[torch.Tensor, "R D"],
+    weight: Float[torch.Tensor, "V D"],
+    bias: Float[torch.Tensor, " V"] | None,
+    row_of: Int[torch.Tensor, " S"],
+    target: Int[torch.Tensor, " S"],
+    keep_bytes: int = KEEP_BYTES,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Float[torch.Tensor, " S"]:
+    """Log softmax(W h + b) at one token each: log p_s = z_{r(s),y_s} − log Σ_v exp z_{r(s),v}, with z_r = W h_r + b.
+
+    Reductions over the vocabulary are float32 whatever the weights are. The gradient of log p_s with respect to z_r is the
+    one-hot of y_s minus the softmax, so the softmax is all that the backward pass needs: it is kept where it is small, and
+    computed again in chunks of rows where it is large. Either way no second array of the logits' size is made.
+
+    Args:
+        hidden: h, one row per predicting token.
+        weight: W, the vocabulary projection.
+        bias: b, or None.
+        row_of: r(s), which row predicts token s; not decreasing. Several tokens may share a row.
+        target: y_s.
+        keep_bytes: the largest softmax to keep.
+        chunk_bytes: the size of a chunk where it is not kept.
+
+    Returns:
+        log p_s in nats, float32.
+    """
+    vocabulary = weight.shape[0]
+    size = hidden.shape[0] * vocabulary * 4
+    needed = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
+    keep = needed and size <= keep_bytes
+    rows = hidden.shape[0] if keep else max(1, chunk_bytes // (4 * vocabulary))
+    return _TokenLogProbabilities.apply(hidden, weight, bias, row_of, target, keep, rows)
+
+
+class _TokenLogProbabilities(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        row_of: torch.Tensor,
+        target: torch.Tensor,
+        keep: bool,
+        rows: int,
+    ) -> torch.Tensor:
+        result = torch.empty(len(target), dtype=torch.float32, device=hidden.device)
+        probabilities = None
+        normalizers = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+        for begin, end, first, last in _chunks(row_of, hidden.shape[0], rows):
+            logits = _logits(hidden[begin:end], weight, bias)
+            chosen = logits[row_of[first:last] - begin, target[first:last]]
+            largest = logits.amax(dim=1)
+            softmax = torch.softmax(logits, dim=1, out=logits)
+            # It is 1/Σ exp(z − max) where z is largest; that is five times faster than another pass for the logarithm of the sum.
+            normalizer = largest - softmax.amax(dim=1).log()
+            if keep:
+                probabilities = softmax
+            normalizers[begin:end] = normalizer
+            result[first:last] = chosen - normalizer[row_of[first:last] - begin]
+        ctx.rows, ctx.with_bias = rows, bias is not None
+        saved = [hidden, weight, row_of, target, normalizers] + [x for x in (bias, probabilities) if x is not None]
+        ctx.save_for_backward(*saved)
+        ctx.kept = probabilities is not None
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, weight, row_of, target, normalizers, *rest = ctx.saved_tensors
+        bias = rest.pop(0) if ctx.with_bias else None
+        per_row = torch.zeros_like(normalizers).index_add_(0, row_of, gradient.float())
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        of_hidden = torch.empty_like(hidden) if wants_hidden else None
+        of_weight = of_bias = None
+        for begin, end, first, last in _chunks(row_of, hidden.shape[0], ctx.rows):
+            if ctx.kept:
+                slope = rest[0]  # used once: nothing else reads the softmax after this
+            else:
+                logits = _logits(hidden[begin:end], weight, bias)
+                slope = logits.sub_(normalizers[begin:end, None]).exp_()
+            slope.mul_(-per_row[begin:end, None])
+            slope.index_put_((row_of[first:last] - begin, target[first:last]), gradient[first:last].float(), accumulate=True)
+            slope = slope.to(hidden.dtype)
+            if of_hidden is not None:
+                torch.mm(slope, weight.to(hidden.dtype), out=of_hidden[begin:end])
+            if wants_weight:
+                part = slope.t() @ hidden[begin:end]
+                of_weight = part if of_weight is None else of_weight.add_(part)
+            if wants_bias:
+                part = slope.sum(dim=0, dtype=torch.float32)
+                of_bias = part if of_bias is None else of_bias.add_(part)
+        return (
+            of_hidden,
+            None if of_weight is None else of_weight.to(weight.dtype),
+            None if of_bias is None or bias is None else of_bias.to(bias.dtype),
+            *[None] * 4,
+        )
+
+
+def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    logits = (hidden @ weight.to(hidden.dtype).t()).float()
+    return logits if bias is None else logits.add_(bias.float())
+
+
+def _chunks(row_of: torch.Tensor, count: int, rows: int) -> list[tuple[int, int, int, int]]:
+    """(first row, row behind the last, first token, token behind the last) of every chunk."""
+    begins = list(range(0, count, rows))
+    if len(begins) == 1:
+        return [(0, count, 0, len(row_of))]
+    edges = torch.searchsorted(row_of, torch.tensor([*begins, count], device=row_of.device)).tolist()
+    return [(begin, min(begin + rows, count), edges[i], edges[i + 1]) for i, begin in enumerate(begins)]

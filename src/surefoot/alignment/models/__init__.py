@@ -1,0 +1,1 @@
+"""Models on disk and in memory: loading, adapters, saving, and what their computation costs."""

@@ -1,0 +1,162 @@
+"""From a configuration to a model, its method and its examples."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from surefoot.alignment.configuration import AlignConfiguration, DPOConfiguration, RewardConfiguration
+from surefoot.alignment.data.configuration import DataConfiguration, Purpose
+from surefoot.alignment.data.examples import Example
+from surefoot.alignment.data.loading import LoadedData, load_examples
+from surefoot.alignment.data.splitting import split_examples
+from surefoot.alignment.likelihood.likelihood import Likelihood
+from surefoot.alignment.methods.dpo import DirectPreferenceOptimization
+from surefoot.alignment.methods.method import Method, groups_of
+from surefoot.alignment.methods.reward import RewardModelling
+from surefoot.alignment.methods.sft import SupervisedFineTuning
+from surefoot.alignment.models.adapters import adapter_switched_off, add_adapter, is_adapted
+from surefoot.alignment.models.fingerprint import weights_fingerprint
+from surefoot.alignment.models.loading import load_policy, load_reward_model
+from surefoot.alignment.models.precision import autocast_dtype
+from surefoot.alignment.reference import KeptReference, LiveReference, Reference, ReferenceCache, evaluate_reference
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """What is trained on, and what is held out."""
+
+    train: list[Example]
+    held_out: list[Example]
+    description: dict[str, Any]
+    """Counts, for the model card."""
+    fingerprint: str
+
+
+def prepare_data(configuration: AlignConfiguration, tokenizer: PreTrainedTokenizerFast, tell: Tell) -> Data:
+    """Read, tokenise and divide the data."""
+    training = configuration.training
+    purpose: Purpose = "sft" if configuration.method == "sft" else "preference"
+
+    def read(data: DataConfiguration) -> LoadedData:
+        loaded = load_examples(data, tokenizer, purpose=purpose)
+        for notice in loaded.notices:
+            tell(notice)
+        return loaded
+
+    loaded = read(configuration.data)
+    if training.eval_data is not None:
+        other = read(replace(configuration.data, data=training.eval_data, format="auto", split=None))
+        return Data(
+            loaded.examples,
+            other.examples,
+            loaded.description | {"evaluation": other.description["source"]},
+            loaded.fingerprint + other.fingerprint,
+        )
+    train, held_out = split_examples(loaded.examples, share=training.held_out, seed=training.seed)
+    return Data(train, held_out, loaded.description | {"held out": len(held_out)}, loaded.fingerprint)
+
+
+@dataclass(frozen=True, eq=False)
+class Learner:
+    """A model and how it is trained."""
+
+    model: Any
+    method: Method
+    reference_fingerprint: str | None
+    """Of the weights that the policy is compared with, where it is."""
+    reference_seconds: float | None = None
+    """What evaluating the reference beforehand took, where that was done; next to nothing where it was found in the cache."""
+
+
+def prepare_model(configuration: AlignConfiguration, tokenizer: PreTrainedTokenizerFast, data: Data, tell: Tell) -> Learner:
+    """Load the model, add the adapter, find out whether prompts can be shared, and make the method.
+
+    With DPO the reference is evaluated here, unless it is live.
+    """
+    training, seed = configuration.training, configuration.training.seed
+    if configuration.method == "reward":
+        model, notices = load_reward_model(configuration.model, tokenizer, new_head=True, seed=seed)
+        for sentence in notices:
+            tell(sentence)
+    else:
+        model = load_policy(configuration.model, tokenizer, notify=tell)
+    if configuration.adapter.lora_rank:
+        model = add_adapter(model, configuration.adapter, seed=seed)
+    likelihood = Likelihood(model, share_prompts=training.share_prompts, autocast=autocast_dtype(configuration.model))
+    if notice := likelihood.check(groups_of(longest(data.train + data.held_out))):
+        tell(notice)
+    everything = data.train + data.held_out
+    if isinstance(configuration.objective, RewardConfiguration):
+        return Learner(model, RewardModelling(likelihood, configuration.objective, everything), None)
+    if isinstance(configuration.objective, DPOConfiguration):
+        dpo, fingerprint = configuration.objective, reference_fingerprint(model)
+        began = time.perf_counter()
+        reference = _reference(configuration, dpo, likelihood, data, fingerprint, tell)
+        seconds = None if dpo.live_reference else time.perf_counter() - began
+        return Learner(model, DirectPreferenceOptimization(likelihood, reference, dpo, everything), fingerprint, seconds)
+    return Learner(model, SupervisedFineTuning(likelihood), None)
+
+
+def longest(examples: Sequence[Example], count: int = 2) -> list[Example]:
+    """The examples with the longest sequences."""
+    return sorted(examples, key=lambda e: len(e.prompt) + max(map(len, e.completions)), reverse=True)[:count]
+
+
+def reference_fingerprint(model: Any) -> str:
+    """Of the weights without an adapter."""
+    with _adapter_off(model):
+        return weights_fingerprint(model)
+
+
+@contextmanager
+def _adapter_off(model: Any) -> Iterator[None]:
+    if not is_adapted(model):
+        yield
+        return
+    with adapter_switched_off(model):
+        yield
+
+
+def _reference(
+    configuration: AlignConfiguration,
+    dpo: DPOConfiguration,
+    likelihood: Likelihood,
+    data: Data,
+    fingerprint: str,
+    tell: Tell,
+) -> Reference:
+    """Before the first update the policy is the reference, and an adapter adds nothing."""
+    if dpo.live_reference:
+        return live_reference(likelihood)
+    live = LiveReference(likelihood)
+    examples = data.train + data.held_out
+    settings = {"shared": likelihood.shared, "precision": configuration.model.precision, "device": likelihood.device.type}
+    depends_on = {"weights": fingerprint, "data": data.fingerprint, "order": [e.number for e in examples], **settings}
+    cache = ReferenceCache(None if dpo.reference_cache is None else Path(dpo.reference_cache), depends_on)
+    values = cache.read(examples)
+    if values is None:
+        values = evaluate_reference(live, examples, batch_size=configuration.training.batch_size)
+        if notice := cache.write(values):
+            tell(notice)
+    return KeptReference(values, examples, likelihood.device)
+
+
+def live_reference(likelihood: Likelihood) -> LiveReference:
+    """A frozen copy of the policy as it is now, or the policy itself with its adapter off."""
+    model = likelihood.model
+    if is_adapted(model):
+        return LiveReference(likelihood, lambda: adapter_switched_off(model))
+    with torch.no_grad():
+        copied = copy.deepcopy(model).eval().requires_grad_(False)
+    return LiveReference(likelihood.of(copied))

@@ -1,0 +1,316 @@
+"""The training loop of fine-tuning, reward models and DPO: batches, updates, reports, and a model kept at the end."""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from surefoot.alignment.configuration import AlignConfiguration, TrainingConfiguration
+from surefoot.alignment.data.examples import Example
+from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
+from surefoot.alignment.methods.method import Method, Sums
+from surefoot.alignment.models.adapters import trainable_parameters
+from surefoot.alignment.models.card import model_card
+from surefoot.alignment.models.counting import matrix_rate
+from surefoot.alignment.models.precision import autocast_dtype
+from surefoot.alignment.models.saving import save_model
+from surefoot.alignment.optimization import descend, learning_rate_at, make_optimizer
+from surefoot.alignment.preparation import Data, Learner, prepare_data, prepare_model
+from surefoot.alignment.watch import ChosenWatch
+from surefoot.errors import RunError
+from surefoot.runs.directory import CONFIGURATION_FILE, MODEL_FOLDER, SUMMARY_FILE, create_run_folder, write_json
+from surefoot.runs.metrics import MetricsWriter
+from surefoot.runs.progress import Progress
+from surefoot.runs.stopping import StopRequest
+
+Metrics = dict[str, float]
+
+
+def align(
+    configuration: AlignConfiguration, *, quiet: bool = False, started: float | None = None, command: str | None = None
+) -> dict[str, Any]:
+    """Train, and keep the run in a folder whose ``model`` plain transformers opens.
+
+    Args:
+        configuration: what to train and how.
+        quiet: no progress.
+        started: ``time.time()`` of the process's start, so that start-up includes imports; now by default.
+        command: the command line, for the model card.
+
+    Returns:
+        what ``surefoot align --json`` prints: method, run, model, prompts and pairs trained on (every epoch counts),
+        prompts_per_second, pairs_per_second and tokens_per_second (prompt tokens once per update, and answers'), final_loss and
+        accuracy (of the held-out data where there are some, else the means of the last epoch), peak_mb, seconds, startup_seconds
+        (imports, loading, tokenising and a reference that is evaluated beforehand; rates exclude it), reference_seconds (that
+        reference alone), interrupted and ended_early.
+
+    Raises:
+        UsageError: something in the configuration or the data cannot be used.
+        RunError: the loss or the gradient is not finite, or the disk is full; what was learnt before is saved where that is
+            possible.
+    """
+    started = time.time() if started is None else started
+    training, method = configuration.training, configuration.method
+    tokenizer = load_tokenizer(configuration.model.model, trust_remote_code=configuration.model.trust_remote_code)
+
+    def tell(sentence: str) -> None:
+        if not quiet:
+            print(sentence, file=sys.stderr, flush=True)
+
+    data = prepare_data(configuration, tokenizer, tell)
+    folder = create_run_folder(training.out, name=f"{method}-{Path(configuration.model.model).name}")
+    learner = prepare_model(configuration, tokenizer, data, tell)
+    recorded = configuration.as_dict() | {"reference_fingerprint": learner.reference_fingerprint}
+    write_json(folder / CONFIGURATION_FILE, recorded)
+    total = training.epochs * -(-len(data.train) // training.batch_size)
+    with StopRequest().listening() as stop, ExitStack() as stack:
+        writer = stack.enter_context(MetricsWriter(folder, tensorboard=training.tensorboard))
+        label = f"{method} {Path(configuration.model.model).name}"
+        progress = Progress(label, training.epochs * len(data.train), unit="prompts", quiet=quiet)
+        stack.enter_context(progress)
+        run = _Run(configuration, learner, data, total, writer, progress)
+        startup = time.time() - started
+        start = time.perf_counter()
+        try:
+            for examples, ends_epoch in run.batches():
+                run.update(examples, ends_epoch=ends_epoch)
+                if stop.signal is not None or run.ended_early is not None:
+                    break
+        finally:
+            seconds = time.perf_counter() - start
+            run.restore_best()
+            result = run.result(folder, seconds=seconds, startup=startup)
+            learner.method.likelihood.release()
+            card = model_card(
+                method=method,
+                base_model=configuration.model.model,
+                command=command or f"surefoot align {method}",
+                data=data.description,
+                settings=configuration.as_dict(),
+                metrics={
+                    k: result[k] for k in ("final_loss", "accuracy", "prompts", "pairs", "interrupted") if result[k] is not None
+                },
+                chat=tokenizer.chat_template is not None,
+            )
+            save_model(learner.model, tokenizer, folder / MODEL_FOLDER, card=card)
+    write_json(folder / SUMMARY_FILE, result)
+    return result
+
+
+@dataclass
+class _Run:
+    """What changes while a run goes on."""
+
+    configuration: AlignConfiguration
+    learner: Learner
+    data: Data
+    total: int
+    """Updates of the whole run."""
+    writer: MetricsWriter
+    progress: Progress
+    updates: int = 0
+    prompts: int = 0
+    pairs: int = 0
+    tokens: int = 0
+    ended_early: str | None = None
+    epoch: dict[str, list[float]] = field(default_factory=dict)
+    """Sums and counts of the epoch's metrics so far."""
+    last: Metrics = field(default_factory=dict)
+    """Means of the last whole epoch, or of what there is of it."""
+    evaluated: Metrics = field(default_factory=dict)
+    best: tuple[float, int, dict[str, torch.Tensor]] | None = None
+    """The lowest loss on held-out data, after how many updates, and the weights it was reached with."""
+    without_progress: int = 0
+
+    def __post_init__(self) -> None:
+        training = self.configuration.training
+        self.parameters = trainable_parameters(self.learner.model)
+        self.optimizer = make_optimizer(self.parameters, training)
+        self.generator = torch.Generator().manual_seed(training.seed)
+        self.watch = ChosenWatch()
+        method = self.learner.method
+        dtype = autocast_dtype(self.configuration.model) or next(p.dtype for _, p in self.parameters)
+        self.matrix_rate = matrix_rate(method.likelihood.device, 0.1, dtype=dtype)
+        self.began = time.perf_counter()
+
+    @property
+    def training(self) -> TrainingConfiguration:
+        return self.configuration.training
+
+    def batches(self) -> Iterator[tuple[list[Example], bool]]:
+        """Every epoch all examples in a new order, and whether the batch is its epoch's last."""
+        examples, size = self.data.train, self.training.batch_size
+        for _ in range(self.training.epochs):
+            order = torch.randperm(len(examples), generator=self.generator).tolist()
+            for begin in range(0, len(order), size):
+                yield [examples[i] for i in order[begin : begin + size]], begin + size >= len(order)
+
+    def update(self, examples: list[Example], *, ends_epoch: bool) -> None:
+        """One step of the optimiser, its report, and an evaluation where one is due."""
+        training, method = self.training, self.learner.method
+        began = time.perf_counter()
+        before = method.likelihood.work.operations
+        learning_rate = learning_rate_at(self.updates, self.total, training)
+        loss, sums = self.gradients(examples)
+        norm = descend(
+            self.optimizer, self.parameters, learning_rate=learning_rate, max_gradient_norm=training.max_gradient_norm
+        )
+        seconds = time.perf_counter() - began
+        self.updates += 1
+        self.prompts += len(examples)
+        self.pairs += sum(len(e.pairs) for e in examples)
+        tokens = sum(e.tokens for e in examples)
+        self.tokens += tokens
+        means = {name: float(total) / count for name, (total, count) in sums.items()}
+        self._remember(loss, sums, examples)
+        report: dict[str, float | None] = {
+            "update": self.updates,
+            "prompts": self.prompts,
+            "epoch": self.prompts / len(self.data.train),
+            "loss": loss,
+            **means,
+            "gradient_norm": norm,
+            "learning_rate": learning_rate,
+            "speed/prompts_per_second": len(examples) / seconds,
+            "speed/tokens_per_second": tokens / seconds,
+            "speed/utilization": (method.likelihood.work.operations - before) / seconds / self.matrix_rate,
+        }
+        if warning := self.watch.look(means):
+            self.progress.say(warning)
+        every = training.evaluate_every
+        due = self.updates % every == 0 or self.updates == self.total if every else ends_epoch
+        if self.data.held_out and due:
+            self.evaluated = self.evaluate(self.data.held_out)
+            report |= {f"evaluation/{name}": value for name, value in self.evaluated.items()}
+            self._judge(self.evaluated["loss"])
+        self.writer.write(self.prompts, report)
+        if ends_epoch:
+            self.epoch = {}
+        shown = f"loss {loss:.4f}" + (f"  {method.headline} {means[method.headline]:.3f}" if method.headline in means else "")
+        self.progress.update(self.prompts, rate=self.prompts / (time.perf_counter() - self.began), reached=shown)
+
+    def gradients(self, examples: Sequence[Example]) -> tuple[float, Sums]:
+        """Accumulate the gradients of a batch, computed in as many parts as the configuration asks for."""
+        method = self.learner.method
+        denominators = method.denominators(examples)
+        loss, sums = 0.0, Sums()
+        for part in _parts(examples, self.training.accumulation):
+            share = method.parts(part, denominators)
+            share.loss.backward()
+            loss += float(share.loss.detach())
+            _add(sums, share.sums)
+        if loss != loss or abs(loss) == float("inf"):
+            rows = ", ".join(str(e.number) for e in examples[:5])
+            raise RunError(
+                f"the loss of update {self.updates + 1} is {loss}, on the batch with rows {rows}, …; no step was taken"
+            )
+        return loss, sums
+
+    @torch.no_grad()
+    def evaluate(self, examples: list[Example]) -> Metrics:
+        """Loss and metrics of examples, as means over all of them."""
+        model = self.learner.model
+        model.eval()
+        try:
+            return evaluate_examples(self.learner.method, examples, batch_size=self.training.batch_size)
+        finally:
+            model.train()
+
+    def _judge(self, loss: float) -> None:
+        """Keep the best weights, and see whether patience is at its end."""
+        patience = self.training.patience
+        if patience is None:
+            return
+        if self.best is None or loss < self.best[0]:
+            weights = {name: p.detach().clone() for name, p in self.parameters}
+            self.best, self.without_progress = (loss, self.updates, weights), 0
+            return
+        self.without_progress += 1
+        if self.without_progress >= patience and self.updates < self.total:
+            self.ended_early = (
+                f"stopped after {self.updates} of {self.total} updates: the loss on held-out data has not fallen in"
+                f" {patience} evaluations; the model is that of update {self.best[1]}"
+            )
+            self.progress.say(self.ended_early)
+
+    def restore_best(self) -> None:
+        """The weights with the lowest held-out loss, where patience was given."""
+        if self.best is None or self.best[1] == self.updates:
+            return
+        with torch.no_grad():
+            for name, parameter in self.parameters:
+                parameter.copy_(self.best[2][name])
+        self.evaluated = self.evaluate(self.data.held_out)
+
+    def _remember(self, loss: float, sums: Sums, examples: Sequence[Example]) -> None:
+        for name, (total, count) in (sums | {"loss": (loss * len(examples), float(len(examples)))}).items():
+            kept = self.epoch.setdefault(name, [0.0, 0.0])
+            kept[0] += float(total)
+            kept[1] += count
+        self.last = {name: total / count for name, (total, count) in self.epoch.items()}
+
+    def result(self, folder: Path, *, seconds: float, startup: float) -> dict[str, Any]:
+        """The run in numbers."""
+        reached = self.evaluated or self.last
+        rate = (lambda count: count / seconds) if seconds > 0 and self.updates else (lambda count: None)
+        return {
+            "method": self.configuration.method,
+            "run": str(folder),
+            "model": str(folder / MODEL_FOLDER),
+            "prompts": self.prompts,
+            "pairs": self.pairs,
+            "prompts_per_second": rate(self.prompts),
+            "pairs_per_second": rate(self.pairs),
+            "tokens_per_second": rate(self.tokens),
+            "final_loss": reached.get("loss"),
+            "accuracy": reached.get("accuracy"),
+            "metrics": reached,
+            "peak_mb": peak_megabytes(),
+            "seconds": startup + seconds,
+            "startup_seconds": startup,
+            "reference_seconds": self.learner.reference_seconds,
+            "updates": self.updates,
+            "interrupted": self.updates < self.total and self.ended_early is None,
+            "ended_early": self.ended_early,
+        }
+
+
+def evaluate_examples(method: Method, examples: Sequence[Example], *, batch_size: int) -> Metrics:
+    """Loss and metrics of examples, as means over all of them whatever the batches; gradients and modes are the caller's."""
+    denominators = method.denominators(examples)
+    loss, sums = 0.0, Sums()
+    by_length = sorted(examples, key=lambda e: e.tokens)
+    for begin in range(0, len(by_length), batch_size):
+        share = method.parts(by_length[begin : begin + batch_size], denominators)
+        loss += float(share.loss)
+        _add(sums, share.sums)
+    return {"loss": loss} | {name: float(total) / count for name, (total, count) in sums.items()}
+
+
+def peak_megabytes() -> float:
+    """The most memory that the process has held: on a GPU its own, else resident."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _parts(examples: Sequence[Example], count: int) -> list[list[Example]]:
+    """A batch in parts of like lengths, as even in number as can be."""
+    by_length = sorted(examples, key=lambda e: e.tokens)
+    edges = [len(by_length) * i // count for i in range(count + 1)]
+    return [by_length[a:b] for a, b in itertools.pairwise(edges) if a < b]
+
+
+def _add(sums: Sums, more: Sums) -> None:
+    for name, (total, count) in more.items():
+        before = sums.get(name)
+        sums[name] = (total, count) if before is None else (before[0] + total, before[1] + count)

@@ -1,0 +1,124 @@
+"""Conversations are written by the model's own chat template."""
+
+from __future__ import annotations
+
+import pytest
+
+from surefoot.alignment.data.tokenization.templates import ChatTemplate, template_of
+from surefoot.errors import UsageError
+from tests.alignment.data.helpers import assistant, load, reasons, texts, user
+from tests.alignment.tokenizers import CHATML, gpt2_like, llama_like, qwen_like
+
+TALK = [user("what is it?"), assistant("a dog"), user("good?")]
+ROW = {"prompt": TALK, "chosen": [assistant("yes, good")], "rejected": [assistant("no, bad")]}
+THINKING = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+
+
+def said(data, words):
+    return [notice for notice in data.notices if words in notice]
+
+
+@pytest.mark.parametrize("tokenizer", [qwen_like(), llama_like()], ids=["qwen", "llama"])
+def test_prompt_and_answer_are_the_ids_of_the_whole_conversation(tokenizer):
+    data = load([ROW], tokenizer)
+    example = data.examples[0]
+    for ids, answer in zip(example.completions, ("yes, good", "no, bad"), strict=True):
+        whole = tokenizer.apply_chat_template([*TALK, assistant(answer)], return_dict=False)
+        joined = [*example.prompt, *ids]
+        assert joined == whole[: len(joined)]
+        assert not tokenizer.decode(whole[len(joined) :]).strip()
+        assert ids[-1] == tokenizer.eos_token_id
+        assert ids.tolist().count(tokenizer.eos_token_id) == 1
+    prompt = tokenizer.apply_chat_template(TALK, add_generation_prompt=True, return_dict=False)
+    assert example.prompt.tolist() == prompt
+    assert len(data.notices) == 1
+
+
+def test_bos_is_where_the_template_puts_it():
+    tokenizer = llama_like()
+    assert load([ROW], tokenizer).examples[0].prompt.tolist().count(tokenizer.bos_token_id) == 1
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ bos_token }}", "")
+    data = load([ROW], tokenizer)
+    assert tokenizer.bos_token_id not in data.examples[0].prompt
+    assert said(data, "puts no BOS (<s>), though the tokenizer puts one before plain text")
+
+
+def test_the_end_of_a_turn_that_is_not_eos_gets_eos_behind_it():
+    tokenizer = qwen_like()
+    tokenizer.eos_token = "<|endoftext|>"
+    data = load([ROW], tokenizer)
+    assert texts(data.examples[0], tokenizer)[1] == "yes, good<|im_end|>\n<|endoftext|>"
+    assert said(data, r"ends an answer with '<|im_end|>\n', which is not EOS; EOS (<|endoftext|>) is put behind it")
+
+
+def test_a_template_that_puts_nothing_behind_an_answer_gets_eos():
+    tokenizer = gpt2_like()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}{% endfor %}"
+    data = load([ROW], tokenizer)
+    assert texts(data.examples[0], tokenizer)[1:] == ("assistant: yes, good<|endoftext|>", "assistant: no, bad<|endoftext|>")
+    assert said(data, "puts nothing behind an answer; EOS (<|endoftext|>) is put behind it")
+
+
+def test_an_answer_that_the_template_would_begin_differently_follows_the_generation_prompt():
+    tokenizer = qwen_like()
+    tokenizer.chat_template = THINKING
+    data = load([ROW], tokenizer)
+    prompt, answer, _ = texts(data.examples[0], tokenizer)
+    assert prompt.endswith("<|im_start|>assistant\n<think>\n")
+    assert answer == "yes, good<|im_end|>"
+    assert said(data, "2 answers would be written differently by the chat template than its generation prompt begins")
+
+
+def test_an_answer_that_the_template_leaves_out_is_counted():
+    tokenizer = qwen_like()
+    tokenizer.chat_template = THINKING.replace(
+        "{{ message['content'] | trim }}", "{{ message['content'] | replace('bad', '') }}"
+    )
+    good = ROW | {"rejected": [assistant("no, worse")]}
+    assert reasons(load([ROW, good], tokenizer)) == {"the chat template does not write its answer as it stands": 1}
+
+
+def test_messages_that_the_template_refuses_are_counted():
+    system = {"role": "system", "content": "be good"}
+    data = load([ROW | {"prompt": [system, *TALK]}, ROW], llama_like())
+    assert reasons(data) == {"the chat template refuses it: only user and assistant speak": 1}
+    assert data.description["unusable_rows"] == {"the chat template refuses it: only user and assistant speak": [1]}
+
+
+def test_conversations_need_a_template():
+    with pytest.raises(UsageError, match="these data are conversations, and the tokenizer has no chat template"):
+        load([ROW], gpt2_like())
+
+
+def test_texts_and_conversations_may_stand_in_one_file():
+    tokenizer = llama_like()
+    data = load([ROW, {"prompt": "the", "chosen": " good", "rejected": " bad"}], tokenizer)
+    assert [example.number for example in data.examples] == [1, 2]
+    assert data.examples[1].prompt.tolist() == tokenizer("the").input_ids
+    assert data.description["conversations"] == 1
+
+
+def test_a_prompt_is_written_once_however_often_it_is_asked(monkeypatch):
+    tokenizer = qwen_like()
+    asked = []
+    render = type(tokenizer).apply_chat_template
+    monkeypatch.setattr(
+        type(tokenizer), "apply_chat_template", lambda self, m, **how: asked.append(len(m)) or render(self, m, **how)
+    )
+    template = ChatTemplate(tokenizer)
+    for _ in range(3):
+        template.answer(tuple(TALK), (assistant("yes"),))
+    assert asked == [3, 4, 4, 4]
+
+
+def test_a_template_is_told_from_another_by_its_source_and_by_what_it_writes():
+    tokenizer, same, other = qwen_like(), qwen_like(), qwen_like()
+    other.chat_template = CHATML.replace("assistant\n", "assistant\n\n")
+    assert template_of(tokenizer) == template_of(same) != template_of(other)
+    assert template_of(tokenizer).endswith("<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n")
+    assert template_of(gpt2_like()) == ""
+    same.chat_template = "{{ raise_exception('never') }}"
+    assert template_of(same).endswith("the chat template refuses it: never")

@@ -1,0 +1,157 @@
+"""Low-rank adapters: the function that they compute, what they leave alone, and what is trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from surefoot.alignment.models.adapters import (
+    adapter_switched_off,
+    add_adapter,
+    is_adapted,
+    merge_adapter,
+    trainable_parameters,
+)
+from surefoot.alignment.models.configuration import AdapterConfiguration
+from surefoot.errors import UsageError
+from tests.alignment.models.tiny import FAMILIES, language_model, reward_model
+
+IDS = torch.tensor([[3, 5, 4, 9], [6, 3, 8, 1]])
+RANK_TWO = AdapterConfiguration(lora_rank=2)
+
+
+def trained(model):
+    """As if training had changed every weight that it may."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for _, parameter in trainable_parameters(model):
+            parameter.add_(torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(left, right):
+    assert left.keys() == right.keys()
+    return all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_adapter_computes_what_the_model_did(family):
+    model = language_model(family).eval()
+    before = model(IDS).logits
+    assert torch.equal(add_adapter(model, RANK_TWO).eval()(IDS).logits, before)
+
+
+def test_an_adapted_layer_is_the_published_formula():
+    adapted = trained(add_adapter(language_model(), AdapterConfiguration(lora_rank=2, lora_alpha=6)))
+    layer = adapted.get_base_model().model.layers[1].self_attn.q_proj
+    x = torch.randn(5, 16)
+    expected = x @ (layer.base_layer.weight + 6 / 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight).T
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_linear_layers_but_the_head_are_adapted(family):
+    adapted = add_adapter(language_model(family), RANK_TWO)
+    names = [name for name, _ in trainable_parameters(adapted)]
+    assert all("lora_A" in name or "lora_B" in name for name in names)
+    assert not any("head" in name or "embed" in name for name in names)
+    layers = {name.split(".lora_")[0] for name in names}
+    per_layer = {"gpt2": 4, "gpt_neox": 4, "opt": 6, "phi3": 4}.get(family, 7)
+    assert len([name for name in layers if ".0." in name]) == per_layer
+    outside = {"opt": 2}.get(family, 0)  # its projections between embedding and layers
+    assert len(layers) == 2 * per_layer + outside
+
+
+def test_only_named_layers_are_adapted_and_unknown_names_are_refused():
+    adapted = add_adapter(language_model(), AdapterConfiguration(lora_rank=2, lora_targets="q_proj, v_proj"))
+    layers = {name.split(".lora_")[0].rpartition(".")[2] for name, _ in trainable_parameters(adapted)}
+    assert layers == {"q_proj", "v_proj"}
+    for wrong in ("q_proj,w_proj", "w_proj"):
+        with pytest.raises(UsageError, match=r"no linear layer 'w_proj'; it has down_proj, gate_proj, k_proj, o_proj, q_proj"):
+            add_adapter(language_model(), AdapterConfiguration(lora_rank=2, lora_targets=wrong))
+    for outside in ("lm_head", "embed_tokens"):
+        with pytest.raises(UsageError, match=f"no linear layer '{outside}'"):
+            add_adapter(language_model(), AdapterConfiguration(lora_rank=2, lora_targets=outside))
+
+
+def test_a_reward_models_head_is_trained_as_a_whole():
+    names = [name for name, _ in trainable_parameters(add_adapter(reward_model(), RANK_TWO))]
+    assert [name for name in names if "lora" not in name] == ["base_model.model.score.modules_to_save.default.weight"]
+
+
+def test_without_an_adapter_everything_is_trained_and_tied_weights_once():
+    model = language_model("qwen2")
+    found = trainable_parameters(model)
+    assert len({id(parameter) for _, parameter in found}) == len(found)
+    assert sum(parameter.numel() for _, parameter in found) == model.num_parameters()
+
+
+def test_the_first_weights_come_from_the_seed_alone():
+    first, again, other = (weights(add_adapter(language_model(), RANK_TWO, seed=seed)) for seed in (3, 3, 4))
+    assert same(first, again)
+    assert not same(first, other)
+    model = language_model()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    add_adapter(model, RANK_TWO, seed=3)
+    assert torch.equal(torch.rand(3), expected), "PyTorch's own random state is where it was"
+
+
+@pytest.mark.parametrize("make", [language_model, reward_model])
+def test_switched_off_the_model_is_what_it_was(make):
+    model = make().eval()
+    before = model(IDS).logits
+    adapted = trained(add_adapter(model, RANK_TWO)).eval()
+    after = adapted(IDS).logits
+    assert not torch.allclose(after, before)
+    names = [name for name, _ in trainable_parameters(adapted)]
+    with adapter_switched_off(adapted):
+        assert torch.equal(adapted(IDS).logits, before)
+    assert torch.equal(adapted(IDS).logits, after)
+    assert [name for name, _ in trainable_parameters(adapted)] == names
+
+
+def test_it_is_switched_on_again_after_an_error():
+    adapted = trained(add_adapter(language_model(), RANK_TWO)).eval()
+    after = adapted(IDS).logits
+    with pytest.raises(KeyboardInterrupt), adapter_switched_off(adapted):
+        raise KeyboardInterrupt
+    assert torch.equal(adapted(IDS).logits, after)
+
+
+def test_a_model_without_adapter_is_no_reference_of_itself():
+    with pytest.raises(ValueError, match="no adapter that could be switched off"), adapter_switched_off(language_model()):
+        pass
+    assert not is_adapted(language_model())
+    assert is_adapted(add_adapter(language_model(), RANK_TWO))
+
+
+@pytest.mark.parametrize(
+    ("family", "make"), [*((family, language_model) for family in FAMILIES), ("llama", reward_model), ("gpt2", reward_model)]
+)
+def test_merging_gives_a_plain_model_and_leaves_the_adapted_one_alone(family, make):
+    plain = make(family)
+    adapted = trained(add_adapter(make(family), RANK_TWO)).train()
+    adapted(IDS).logits.sum().backward()
+    before, expected = weights(adapted), adapted.eval()(IDS).logits
+    adapted.train()
+    merged = merge_adapter(adapted)
+    assert type(merged) is type(plain)
+    assert merged.state_dict().keys() == plain.state_dict().keys()
+    torch.testing.assert_close(merged.eval()(IDS).logits, expected, rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        for parameter in merged.parameters():
+            parameter.zero_()
+    assert same(weights(adapted), before)
+    assert adapted.training
+    assert all(parameter.grad is not None for _, parameter in trainable_parameters(adapted))
+
+
+def test_merging_keeps_tied_weights_tied():
+    merged = merge_adapter(add_adapter(language_model("qwen2"), RANK_TWO))
+    assert merged.lm_head.weight is merged.model.embed_tokens.weight
