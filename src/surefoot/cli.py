@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from surefoot.commands import align, demo, evaluate, gradients, inspect, train
+from surefoot.commands import align, demo, evaluate, gradients, inspect, task, train
 from surefoot.commands.options import DONE, FAILED, WRONG_INPUT, hyphenated
 from surefoot.errors import RunError, UsageError
 
@@ -89,6 +89,8 @@ def _dispatch(arguments: list[str]) -> int:
         return align.run(rest, started=STARTED)
     if command == "inspect":
         return inspect.run(rest)
+    if command == "task":
+        return task.run(rest)
     if command == "evaluate":
         return evaluate.run(rest)
     if command == "gradients":

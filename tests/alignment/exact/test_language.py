@@ -138,6 +138,7 @@ def test_rewards_look_at_places_and_neighbours_alone(language):
     mixed = rewards - rewards[:, :1] - rewards[:, :, :1] + rewards[:, :1, :1]
     later = rewards - rewards[:, :, :, :1] - rewards[..., :1] + rewards[:, :, :, :1, :1]
     np.testing.assert_allclose(mixed[:, :, :, 0, 0], later[:, 0, 0], atol=1e-12)
+    assert np.abs(rewards[:, 0, :, 0, 0] - rewards[:, 0, 0, :, 0]).max() > 0.3
 
 
 def test_another_seed_is_another_reward(language):
