@@ -3,10 +3,11 @@
     python benchmarks/preference_learning.py              # five seeds: about twenty minutes on two cores
     python benchmarks/preference_learning.py --seeds 1
 
-Per seed: a task is generated, a tiny model fine-tuned on its demonstrations, and from it reward models are trained on growing numbers
-of labelled prompts, with pairs (Bradley–Terry) and with rankings of four answers (Plackett–Luce). All see the same number of
-prompts, repeats included. Measured are the accuracy on held-out pairs in their true order, and on noisy labels beside that of the true
-reward itself. Results: benchmarks/results/preference_learning.json, docs/figures/preference_learning.png."""
+Per seed: a task is generated, a tiny model fine-tuned on its demonstrations, and from it reward models are trained on growing
+numbers of labelled prompts, with pairs (Bradley–Terry) and with rankings of four answers (Plackett–Luce). Models of one kind of data
+see the same number of prompts, repeats included. Measured are the accuracy on held-out pairs in their true order, and on noisy labels
+beside that of the true reward itself.
+Results: benchmarks/results/preference_learning.json, docs/figures/preference_learning.png."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ import numpy as np
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "preference_learning.json"
 FIGURE = HERE.parent / "docs" / "figures" / "preference_learning.png"
-COUNTS = (500, 1000, 2000, 4000, 8000)
-PROMPTS_SEEN = {"pairs": 40_000, "ranked": 24_000}
+COUNTS = (1000, 2000, 4000, 8000)
+PROMPTS_SEEN = {"pairs": 32_000, "ranked": 16_000}
 LABELS = {"pairs": "pairs, Bradley–Terry", "ranked": "rankings of 4, Plackett–Luce"}
 SFT = {"epochs": 2, "batch_size": 32, "learning_rate": 3e-3}
 REWARD = {"batch_size": 32, "learning_rate": 1e-3, "weight_decay": 0.1}

@@ -93,7 +93,7 @@ def test_dpo(rows, tmp_path, record_property):
         likelihood,
         LiveReference(likelihood.of(AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval())),
         DPOConfiguration(beta=0.3),
-        examples,
+        "bradley-terry",
     )
     mine = method.parts(examples, method.denominators(examples)).loss
     assert_equal(mine, policy, theirs, gradients, record_property)
@@ -113,5 +113,5 @@ def test_reward(rows, tmp_path, record_property):
     )
     theirs, gradients = trl_loss_and_gradients(trainer)
     examples = examples_of(rows, tokenizer)
-    method = RewardModelling(Likelihood(ours), RewardConfiguration(), examples)
+    method = RewardModelling(Likelihood(ours), RewardConfiguration(), "bradley-terry")
     assert_equal(method.parts(examples, method.denominators(examples)).loss, ours, theirs, gradients, record_property)

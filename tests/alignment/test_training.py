@@ -255,6 +255,62 @@ def test_without_data_for_evaluation_the_last_epochs_means_are_reported(model, t
     assert result["final_loss"] == pytest.approx(sum(n * line["loss"] for n, line in zip(sizes, lines, strict=True)) / 10)
 
 
+def test_data_for_evaluation_decide_nothing_about_the_training(model, tmp_path):
+    data = rankings(tmp_path)
+    alone = run("reward", model, data, tmp_path / "alone")
+    result = run("reward", model, data, tmp_path / "run", eval_data=str(pairs(tmp_path)))
+    first = [read_metrics(tmp_path / name / "metrics.jsonl")[0]["loss"] for name in ("alone", "run")]
+    assert first[0] == first[1]
+    assert same(weights_of(alone), weights_of(result))
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "choices"),
+    [
+        ("dpo", pairs, {"objective": {"label_smoothing": 0.3}}),
+        ("dpo", pairs, {"objective": {"objective": "ipo"}}),
+        ("reward", rankings, {"objective": {"objective": "bradley-terry"}}),
+        ("dpo", rankings, {"objective": {"ranking_top": 1}}),
+        ("dpo", pairs, {"data_options": {"max_length": 7, "overlong": "drop"}}),
+    ],
+)
+def test_evaluation_afterwards_computes_the_loss_that_the_run_had(method, kind, choices, model, tmp_path):
+    data = kind(tmp_path)
+    result = run(method, model, data, tmp_path / "run", eval_data=str(data), **choices)
+    again = evaluate_alignment(tmp_path / "run", data=str(data))
+    assert again["loss"] == pytest.approx(result["final_loss"], abs=1e-5)
+
+
+def test_a_reward_model_with_an_adapter_shares_prompts_too(model, tmp_path, capsys):
+    align(settings("reward", model, rankings(tmp_path), tmp_path / "run", adapter={"lora_rank": 2}))
+    said = capsys.readouterr().err
+    assert "objective plackett-luce" in said
+    assert "slow" not in said
+
+
+def test_sequences_beyond_a_table_of_positions_are_refused_and_nothing_is_left(tmp_path):
+    save_language_model(tmp_path / "gpt2", "gpt2")
+    rows = [{"prompt": "a b", "chosen": "c " * 80, "rejected": "d"}]
+    with pytest.raises(UsageError, match="--max-length 64"):
+        run("dpo", tmp_path / "gpt2", write(tmp_path / "long.jsonl", rows), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reference_of_another_architecture_is_not_found_in_the_cache(tmp_path):
+    save_language_model(tmp_path / "one", "gpt2")
+    save_language_model(tmp_path / "two", "gpt2", n_head=2)
+    data = pairs(tmp_path)
+    for name in ("one", "two"):
+        run("dpo", tmp_path / name, data, tmp_path / f"run-{name}")
+        assert read_metrics(tmp_path / f"run-{name}" / "metrics.jsonl")[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_an_evaluation_that_is_not_finite_ends_the_run_with_a_sentence(model, tmp_path):
+    with pytest.raises(RunError, match="held-out data"):
+        run("sft", model, pairs(tmp_path), tmp_path / "run", batch_size=24, learning_rate=1e38, held_out=0.3, warmup=0)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["method"] == "sft"
+
+
 PLAIN = {"epochs": 2, "held_out": 0.25}
 OPTIONS = [
     ("dpo", "training", {"batch_size": 3}),

@@ -42,7 +42,7 @@ class TrainingConfiguration:
     held_out: float = 0.0
     """Share of the prompts kept for evaluation. --eval-data names other data instead."""
     eval_data: str | None = None
-    """Data for evaluation: file, folder or name, in any format that --data takes."""
+    """Data for evaluation: a file, a folder or a name; in the format that --format forces, where it does."""
     evaluate_every: int = 0
     """Updates between two evaluations; 0 evaluates at the end of every epoch."""
     patience: int | None = None
@@ -68,7 +68,7 @@ class TrainingConfiguration:
         for name in ("learning_rate", "adam_epsilon"):
             value = getattr(self, name)
             require(0 < value < math.inf, f"--{name.replace('_', '-')} must be positive and finite, but is {value}")
-        require(self.weight_decay >= 0, f"--weight-decay must not be negative, but is {self.weight_decay}")
+        require(0 <= self.weight_decay < math.inf, f"--weight-decay must not be negative, but is {self.weight_decay}")
         require(0 <= self.warmup <= 1, f"--warmup is a share of the updates, between 0 and 1, but is {self.warmup}")
         norm = self.max_gradient_norm
         require(norm is None or 0 < norm < math.inf, f"--max-gradient-norm must be positive, or none, but is {norm}")

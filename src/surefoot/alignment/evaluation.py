@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from surefoot.alignment.models.precision import autocast_dtype
 from surefoot.alignment.preparation import longest
 from surefoot.alignment.reference import LiveReference
 from surefoot.alignment.training import evaluate_examples
-from surefoot.errors import UsageError
+from surefoot.errors import UsageError, require
 from surefoot.runs.directory import CONFIGURATION_FILE, MODEL_FOLDER, read_json
 
 
@@ -53,32 +53,32 @@ def evaluate_alignment(
 
     Returns:
         what ``surefoot evaluate --json`` prints: run, method, data, prompts, pairs, loss, metrics, for preferences accuracy (mean
-        over prompts of the share of pairs in the right order, equal scores half right) and its standard error, and seconds;
+        over prompts of the share of pairs in the right order, equal scores half right) and its standard error, that of as many
+        single pairs, and seconds;
         ``notices`` are sentences for the user.
 
     Raises:
         UsageError: the run, the data or the reference cannot be used.
     """
     began = time.perf_counter()
-    recorded = read_json(run / CONFIGURATION_FILE)
-    if "method" not in recorded:
-        raise UsageError(f"{run} is not a run of `surefoot align`; without --data, its policy is evaluated in its environment")
+    recorded = _recorded(run)
     method_name, notices = recorded["method"], list[str]()
-    folder = str(run / MODEL_FOLDER)
-    settings = ModelConfiguration(folder, device=recorded["device"], precision=recorded["precision"])
-    tokenizer = load_tokenizer(folder)
+    folder = run / MODEL_FOLDER
+    require(folder.is_dir(), f"{run} holds no model: it was stopped before its first update was saved")
+    require(
+        reference is None or method_name == "dpo",
+        f"--reference does nothing for a run of {method_name}, which is compared with no other model; leave it out",
+    )
+    settings = ModelConfiguration(str(folder), precision=recorded["precision"], trust_remote_code=recorded["trust_remote_code"])
+    tokenizer = load_tokenizer(str(folder), trust_remote_code=settings.trust_remote_code)
     limit = recorded["max_length"] if max_length is None else max_length
     loaded = load_examples(
-        DataConfiguration(data, format=format, max_length=limit, ties="pairs"),
+        DataConfiguration(data, format=format, max_length=limit, overlong=recorded["overlong"], ties="pairs"),
         tokenizer,
         purpose="sft" if method_name == "sft" else "preference",
     )
     notices += loaded.notices
     examples = loaded.examples
-    if reference is not None and method_name != "dpo":
-        raise UsageError(
-            f"--reference does nothing for a run of {method_name}, which is compared with no other model; leave it out"
-        )
 
     def likelihood_of(model: Any) -> Likelihood:
         likelihood = Likelihood(model.eval(), autocast=autocast_dtype(settings), share_prompts=recorded["share_prompts"])
@@ -90,15 +90,14 @@ def evaluate_alignment(
     if method_name == "reward":
         model, said = load_reward_model(settings, tokenizer, new_head=False)
         notices += said
-        method = RewardModelling(likelihood_of(model), _choices(RewardConfiguration, recorded, use_margins=False), examples)
+        reward = _choices(RewardConfiguration, recorded)
+        if reward.use_margins and any(example.margins is None for example in examples):
+            notices.append("the run asked for margins; where these data have none, the loss is without them")
+        method = RewardModelling(likelihood_of(model), reward, recorded["comparison"])
     elif method_name == "dpo":
         policy = likelihood_of(load_policy(settings, tokenizer, notify=notices.append))
-        method = DirectPreferenceOptimization(
-            policy,
-            _reference(recorded, reference, tokenizer, settings, policy, notices),
-            _choices(DPOConfiguration, recorded),
-            examples,
-        )
+        live = _reference(recorded, reference, tokenizer, settings, policy, notices)
+        method = DirectPreferenceOptimization(policy, live, _choices(DPOConfiguration, recorded), recorded["comparison"])
     else:
         method = SupervisedFineTuning(likelihood_of(load_policy(settings, tokenizer, notify=notices.append)))
     with torch.no_grad():
@@ -120,11 +119,33 @@ def evaluate_alignment(
     return result
 
 
-def _choices(kind: Any, recorded: dict[str, Any], **changes: Any) -> Any:
-    """A method's choices as the run recorded them; the objective is chosen anew, since other data may have other rankings."""
-    known = {field.name: recorded[field.name] for field in fields(kind)}
-    plain = {"objective": "auto", "ranking_top": None, "label_smoothing": 0.0} if known["objective"] != "ipo" else {}
-    return kind(**{**known, **{k: v for k, v in plain.items() if k in known}, **changes})
+def _recorded(run: Path) -> dict[str, Any]:
+    """What the run's config.json says, whole."""
+    recorded = read_json(run / CONFIGURATION_FILE)
+    require(
+        "method" in recorded,
+        f"{run} is not a run of `surefoot align`; leave --data out, and its policy is evaluated in its environment",
+    )
+    kind = {"reward": RewardConfiguration, "dpo": DPOConfiguration}.get(recorded["method"])
+    wanted = {
+        "precision",
+        "trust_remote_code",
+        "max_length",
+        "overlong",
+        "share_prompts",
+        "model",
+        "model_folder",
+        "comparison",
+    }
+    wanted |= {"reference_fingerprint"} | ({field.name for field in fields(kind)} if kind is not None else set())
+    missing = sorted(wanted - recorded.keys())
+    require(not missing, f"{run / CONFIGURATION_FILE} lacks {', '.join(missing)}; it was altered, or is of another version")
+    return recorded
+
+
+def _choices(kind: Any, recorded: dict[str, Any]) -> Any:
+    """A method's choices as the run recorded them."""
+    return kind(**{field.name: recorded[field.name] for field in fields(kind)})
 
 
 def _reference(
@@ -136,11 +157,9 @@ def _reference(
     notices: list[str],
 ) -> LiveReference:
     """The model that the policy started from, found by name and known by its weights."""
-    name = given or recorded["model"]
+    name = given or recorded["model_folder"] or recorded["model"]
     try:
-        model = load_policy(
-            ModelConfiguration(name, device=settings.device, precision=settings.precision), tokenizer, notify=notices.append
-        )
+        model = load_policy(replace(settings, model=name), tokenizer, notify=notices.append)
     except UsageError as error:
         if given is not None:
             raise

@@ -41,7 +41,7 @@ def learning_rate_at(update: int, total: int, training: TrainingConfiguration) -
         total: of the whole run.
         training: the highest step size, the warm-up and the schedule.
     """
-    rising = math.ceil(training.warmup * total)
+    rising = math.ceil(round(training.warmup * total, 6))  # 0.07 · 100 is a little more than 7
     if update < rising:
         return training.learning_rate * (update + 1) / rising
     gone = (update - rising) / max(total - rising, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from surefoot.alignment.data.examples import Example
 from surefoot.alignment.data.loading import LoadedData, load_examples
 from surefoot.alignment.data.splitting import split_examples
 from surefoot.alignment.likelihood.likelihood import Likelihood
+from surefoot.alignment.methods.comparisons import Comparison, choose_comparison
 from surefoot.alignment.methods.dpo import DirectPreferenceOptimization
 from surefoot.alignment.methods.method import Method, groups_of
 from surefoot.alignment.methods.reward import RewardModelling
@@ -26,8 +28,10 @@ from surefoot.alignment.methods.sft import SupervisedFineTuning
 from surefoot.alignment.models.adapters import adapter_switched_off, add_adapter, is_adapted
 from surefoot.alignment.models.fingerprint import weights_fingerprint
 from surefoot.alignment.models.loading import load_policy, load_reward_model
-from surefoot.alignment.models.precision import autocast_dtype
+from surefoot.alignment.models.precision import autocast_dtype, device_of
 from surefoot.alignment.reference import KeptReference, LiveReference, Reference, ReferenceCache, evaluate_reference
+from surefoot.errors import UsageError
+from surefoot.runs.progress import Progress
 
 Tell = Callable[[str], None]
 
@@ -56,7 +60,7 @@ def prepare_data(configuration: AlignConfiguration, tokenizer: PreTrainedTokeniz
 
     loaded = read(configuration.data)
     if training.eval_data is not None:
-        other = read(replace(configuration.data, data=training.eval_data, format="auto", split=None))
+        other = read(replace(configuration.data, data=training.eval_data, split=None))
         return Data(
             loaded.examples,
             other.examples,
@@ -73,18 +77,26 @@ class Learner:
 
     model: Any
     method: Method
+    comparison: Comparison | None
+    """What the objective is for these data; None for fine-tuning."""
     reference_fingerprint: str | None
     """Of the weights that the policy is compared with, where it is."""
     reference_seconds: float | None = None
     """What evaluating the reference beforehand took, where that was done; next to nothing where it was found in the cache."""
 
 
-def prepare_model(configuration: AlignConfiguration, tokenizer: PreTrainedTokenizerFast, data: Data, tell: Tell) -> Learner:
+def prepare_model(
+    configuration: AlignConfiguration, tokenizer: PreTrainedTokenizerFast, data: Data, tell: Tell, *, quiet: bool = False
+) -> Learner:
     """Load the model, add the adapter, find out whether prompts can be shared, and make the method.
 
     With DPO the reference is evaluated here, unless it is live.
     """
-    training, seed = configuration.training, configuration.training.seed
+    training, seed, objective = configuration.training, configuration.training.seed, configuration.objective
+    device_of(configuration.model)
+    comparison = None if objective is None else choose_comparison(objective, data.train)
+    if objective is not None and objective.objective == "auto":
+        tell(f"objective {comparison}, since {WHY[comparison == 'plackett-luce']}")
     if configuration.method == "reward":
         model, notices = load_reward_model(configuration.model, tokenizer, new_head=True, seed=seed)
         for sentence in notices:
@@ -94,23 +106,53 @@ def prepare_model(configuration: AlignConfiguration, tokenizer: PreTrainedTokeni
     if configuration.adapter.lora_rank:
         model = add_adapter(model, configuration.adapter, seed=seed)
     likelihood = Likelihood(model, share_prompts=training.share_prompts, autocast=autocast_dtype(configuration.model))
-    if notice := likelihood.check(groups_of(longest(data.train + data.held_out))):
-        tell(notice)
     everything = data.train + data.held_out
-    if isinstance(configuration.objective, RewardConfiguration):
-        return Learner(model, RewardModelling(likelihood, configuration.objective, everything), None)
-    if isinstance(configuration.objective, DPOConfiguration):
-        dpo, fingerprint = configuration.objective, reference_fingerprint(model)
+    check_length(likelihood.trunk, max(e.longest for e in everything), tell)
+    if notice := likelihood.check(groups_of(longest(everything))):
+        tell(notice)
+    if isinstance(objective, RewardConfiguration):
+        assert comparison is not None
+        return Learner(model, RewardModelling(likelihood, objective, comparison), comparison, None)
+    if isinstance(objective, DPOConfiguration):
+        assert comparison is not None
+        fingerprint = reference_fingerprint(model)
         began = time.perf_counter()
-        reference = _reference(configuration, dpo, likelihood, data, fingerprint, tell)
-        seconds = None if dpo.live_reference else time.perf_counter() - began
-        return Learner(model, DirectPreferenceOptimization(likelihood, reference, dpo, everything), fingerprint, seconds)
-    return Learner(model, SupervisedFineTuning(likelihood), None)
+        reference = _reference(configuration, objective, likelihood, data, fingerprint, tell, quiet=quiet)
+        seconds = None if objective.live_reference else time.perf_counter() - began
+        method = DirectPreferenceOptimization(likelihood, reference, objective, comparison)
+        return Learner(model, method, comparison, fingerprint, seconds)
+    return Learner(model, SupervisedFineTuning(likelihood), None, None)
+
+
+WHY = {True: "every prompt has three or more ranked answers", False: "not every prompt has three or more ranked answers"}
 
 
 def longest(examples: Sequence[Example], count: int = 2) -> list[Example]:
     """The examples with the longest sequences."""
-    return sorted(examples, key=lambda e: len(e.prompt) + max(map(len, e.completions)), reverse=True)[:count]
+    return sorted(examples, key=lambda e: e.longest, reverse=True)[:count]
+
+
+def check_length(trunk: Any, tokens: int, tell: Tell) -> None:
+    """Refuse sequences that the model has no positions for, and say what else depends on their length.
+
+    Raises:
+        UsageError: a table of learned positions is shorter than the longest sequence.
+    """
+    config = trunk.config.get_text_config()
+    most = getattr(config, "max_position_embeddings", None)
+    if most is None or tokens <= most:
+        return
+    if any(isinstance(m, torch.nn.Embedding) and re.search("wpe|position", name) for name, m in trunk.named_modules()):
+        raise UsageError(
+            f"the longest sequence has {tokens} tokens, and the model has {most} positions; give --max-length {most}"
+        )
+    rotary = getattr(config, "rope_parameters", None) or {}
+    if rotary.get("rope_type") in ("longrope", "dynamic"):
+        tell(
+            f"beyond {most} tokens this model's rotary positions depend on the longest sequence of a batch; --max-length {most} avoids it"
+        )
+    else:
+        tell(f"sequences have up to {tokens} tokens, more than the {most} that the model was made for")
 
 
 def reference_fingerprint(model: Any) -> str:
@@ -135,6 +177,8 @@ def _reference(
     data: Data,
     fingerprint: str,
     tell: Tell,
+    *,
+    quiet: bool,
 ) -> Reference:
     """Before the first update the policy is the reference, and an adapter adds nothing."""
     if dpo.live_reference:
@@ -146,7 +190,13 @@ def _reference(
     cache = ReferenceCache(None if dpo.reference_cache is None else Path(dpo.reference_cache), depends_on)
     values = cache.read(examples)
     if values is None:
-        values = evaluate_reference(live, examples, batch_size=configuration.training.batch_size)
+        with Progress("reference", len(examples), unit="prompts", quiet=quiet) as progress:
+            began = time.perf_counter()
+
+            def show(done: int) -> None:
+                progress.update(done, rate=done / (time.perf_counter() - began), reached="")
+
+            values = evaluate_reference(live, examples, batch_size=configuration.training.batch_size, tell=show)
         if notice := cache.write(values):
             tell(notice)
     return KeptReference(values, examples, likelihood.device)

@@ -76,7 +76,7 @@ class KeptReference:
 
 
 def evaluate_reference(
-    live: LiveReference, examples: Sequence[Example], *, batch_size: int, tell: Callable[[int], None] = lambda done: None
+    live: LiveReference, examples: Sequence[Example], *, batch_size: int, tell: Callable[[int], None]
 ) -> list[np.ndarray]:
     """Log π_ref of each example's answers, in nats, float32.
 

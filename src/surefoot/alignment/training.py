@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import math
 import resource
 import sys
 import time
@@ -26,7 +28,7 @@ from surefoot.alignment.models.saving import save_model
 from surefoot.alignment.optimization import descend, learning_rate_at, make_optimizer
 from surefoot.alignment.preparation import Data, Learner, prepare_data, prepare_model
 from surefoot.alignment.watch import ChosenWatch
-from surefoot.errors import RunError
+from surefoot.errors import RunError, UsageError
 from surefoot.runs.directory import CONFIGURATION_FILE, MODEL_FOLDER, SUMMARY_FILE, create_run_folder, write_json
 from surefoot.runs.metrics import MetricsWriter
 from surefoot.runs.progress import Progress
@@ -51,7 +53,8 @@ def align(
         prompts_per_second, pairs_per_second and tokens_per_second (prompt tokens once per update, and answers'), final_loss and
         accuracy (of the held-out data where there are some, else the means of the last epoch), peak_mb, seconds, startup_seconds
         (imports, loading, tokenising and a reference that is evaluated beforehand; rates exclude it), reference_seconds (that
-        reference alone), interrupted and ended_early.
+        reference alone), best_update (with patience), utilization (operations that the updates needed ÷ their time ÷ the measured rate of
+        matrix products), interrupted and ended_early.
 
     Raises:
         UsageError: something in the configuration or the data cannot be used.
@@ -66,10 +69,20 @@ def align(
         if not quiet:
             print(sentence, file=sys.stderr, flush=True)
 
-    data = prepare_data(configuration, tokenizer, tell)
     folder = create_run_folder(training.out, name=f"{method}-{Path(configuration.model.model).name}")
-    learner = prepare_model(configuration, tokenizer, data, tell)
-    recorded = configuration.as_dict() | {"reference_fingerprint": learner.reference_fingerprint}
+    try:
+        data = prepare_data(configuration, tokenizer, tell)
+        learner = prepare_model(configuration, tokenizer, data, tell, quiet=quiet)
+    except UsageError:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # empty: nothing was done in it
+        raise
+    found = Path(configuration.model.model).expanduser()
+    recorded = configuration.as_dict() | {
+        "comparison": learner.comparison,
+        "reference_fingerprint": learner.reference_fingerprint,
+        "model_folder": str(found.resolve()) if found.exists() else None,
+    }
     write_json(folder / CONFIGURATION_FILE, recorded)
     total = training.epochs * -(-len(data.train) // training.batch_size)
     with StopRequest().listening() as stop, ExitStack() as stack:
@@ -121,6 +134,10 @@ class _Run:
     prompts: int = 0
     pairs: int = 0
     tokens: int = 0
+    operations: float = 0.0
+    """That updates needed; nothing that was computed twice counts twice."""
+    updating: float = 0.0
+    """Seconds of updates, without evaluation and reports."""
     ended_early: str | None = None
     epoch: dict[str, list[float]] = field(default_factory=dict)
     """Sums and counts of the epoch's metrics so far."""
@@ -140,6 +157,8 @@ class _Run:
         method = self.learner.method
         dtype = autocast_dtype(self.configuration.model) or next(p.dtype for _, p in self.parameters)
         self.matrix_rate = matrix_rate(method.likelihood.device, 0.1, dtype=dtype)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()  # that measurement is no part of the run
         self.began = time.perf_counter()
 
     @property
@@ -161,10 +180,13 @@ class _Run:
         before = method.likelihood.work.operations
         learning_rate = learning_rate_at(self.updates, self.total, training)
         loss, sums = self.gradients(examples)
+        needed = method.likelihood.work.operations - before
         norm = descend(
             self.optimizer, self.parameters, learning_rate=learning_rate, max_gradient_norm=training.max_gradient_norm
         )
         seconds = time.perf_counter() - began
+        self.operations += needed
+        self.updating += seconds
         self.updates += 1
         self.prompts += len(examples)
         self.pairs += sum(len(e.pairs) for e in examples)
@@ -182,7 +204,7 @@ class _Run:
             "learning_rate": learning_rate,
             "speed/prompts_per_second": len(examples) / seconds,
             "speed/tokens_per_second": tokens / seconds,
-            "speed/utilization": (method.likelihood.work.operations - before) / seconds / self.matrix_rate,
+            "speed/utilization": needed / seconds / self.matrix_rate,
         }
         if warning := self.watch.look(means):
             self.progress.say(warning)
@@ -221,9 +243,14 @@ class _Run:
         model = self.learner.model
         model.eval()
         try:
-            return evaluate_examples(self.learner.method, examples, batch_size=self.training.batch_size)
+            metrics = evaluate_examples(self.learner.method, examples, batch_size=self.training.batch_size)
         finally:
             model.train()
+        if not math.isfinite(metrics["loss"]):
+            raise RunError(
+                f"the loss on held-out data is {metrics['loss']} after update {self.updates}; a smaller --learning-rate may help"
+            )
+        return metrics
 
     def _judge(self, loss: float) -> None:
         """Keep the best weights, and see whether patience is at its end."""
@@ -252,7 +279,8 @@ class _Run:
         self.evaluated = self.evaluate(self.data.held_out)
 
     def _remember(self, loss: float, sums: Sums, examples: Sequence[Example]) -> None:
-        for name, (total, count) in (sums | {"loss": (loss * len(examples), float(len(examples)))}).items():
+        weight = next(iter(self.learner.method.denominators(examples).values()))
+        for name, (total, count) in (sums | {"loss": (torch.tensor(loss * weight), weight)}).items():
             kept = self.epoch.setdefault(name, [0.0, 0.0])
             kept[0] += float(total)
             kept[1] += count
@@ -260,7 +288,7 @@ class _Run:
 
     def result(self, folder: Path, *, seconds: float, startup: float) -> dict[str, Any]:
         """The run in numbers."""
-        reached = self.evaluated or self.last
+        reached = {name: value for name, value in (self.evaluated or self.last).items() if math.isfinite(value)}
         rate = (lambda count: count / seconds) if seconds > 0 and self.updates else (lambda count: None)
         return {
             "method": self.configuration.method,
@@ -279,6 +307,8 @@ class _Run:
             "startup_seconds": startup,
             "reference_seconds": self.learner.reference_seconds,
             "updates": self.updates,
+            "best_update": self.best[1] if self.best is not None else None,
+            "utilization": self.operations / self.matrix_rate / self.updating if self.updating else None,
             "interrupted": self.updates < self.total and self.ended_early is None,
             "ended_early": self.ended_early,
         }

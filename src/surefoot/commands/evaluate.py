@@ -15,7 +15,8 @@ from surefoot.alignment.data.configuration import FormatName
 from surefoot.commands.options import DONE, Output, given, parse
 from surefoot.control.configuration import Backend
 from surefoot.control.recorded.off_policy_evaluation import Estimator
-from surefoot.errors import UsageError
+from surefoot.errors import UsageError, require
+from surefoot.runs.directory import CONFIGURATION_FILE, read_json
 
 IN_ENVIRONMENT = ("--episodes", "--deterministic", "--backend", "--record")
 FROM_DATA = ("--estimator", "--discount", "--clip", "--confidence", "--accept-small-sample")
@@ -72,6 +73,12 @@ class Evaluate:
 def run(arguments: list[str]) -> int:
     """Evaluate, and report."""
     chosen: Evaluate = parse(Evaluate, arguments, program="surefoot evaluate")
+    require(chosen.batch_size >= 1, f"--batch-size must be at least 1, but is {chosen.batch_size}")
+    configuration = chosen.run / CONFIGURATION_FILE
+    require(
+        chosen.data is not None or not configuration.exists() or "method" not in read_json(configuration),
+        f"{chosen.run} is a run of `surefoot align`: --data names the preferences that it is scored on",
+    )
     if chosen.data is not None:
         if useless := given((*IN_ENVIRONMENT, *FROM_DATA, "--from-data", "--seed"), arguments):
             raise UsageError(f"{useless} does nothing with --data, whose preferences are scored; leave it out")

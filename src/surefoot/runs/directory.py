@@ -76,7 +76,7 @@ def create_run_folder(folder: str | None, *, name: str) -> Path:
         UsageError: a run is there already, or the folder cannot be made.
     """
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
-    path = Path(folder) if folder else Path("runs") / f"{safe}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    path = Path(folder).expanduser() if folder else Path("runs") / f"{safe}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     configuration = path / CONFIGURATION_FILE
     if configuration.exists() and not {"algorithm", "method"} & read_json(configuration).keys():
         raise UsageError(f"{configuration} is not a run's, and would be overwritten; choose another --out")

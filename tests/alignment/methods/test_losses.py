@@ -55,6 +55,10 @@ def moved(model):
     return model
 
 
+def chosen(choices, examples):
+    return choices, choose_comparison(choices, examples)
+
+
 def dpo(examples, **choices):
     """A policy that has moved away from its reference, both as plain models too."""
     policy = language_model().eval()
@@ -62,7 +66,7 @@ def dpo(examples, **choices):
     reference = live_reference(likelihood)
     plain = language_model().eval()
     moved(policy)
-    method = DirectPreferenceOptimization(likelihood, reference, DPOConfiguration(**choices), examples)
+    method = DirectPreferenceOptimization(likelihood, reference, *chosen(DPOConfiguration(**choices), examples))
     return method, policy, plain
 
 
@@ -162,7 +166,7 @@ def test_the_supervised_term_is_the_mean_over_tokens_of_the_best_answers():
 )
 def test_a_reward_models_loss_is_the_formula(examples, objective, choices):
     model = reward_model().eval()
-    method = RewardModelling(Likelihood(model), RewardConfiguration(objective=objective, **choices), examples)
+    method = RewardModelling(Likelihood(model), *chosen(RewardConfiguration(objective=objective, **choices), examples))
     mine, _ = loss_of(method, examples)
     method.likelihood.release()
     theirs = sum(written_out(e, scores_of(model, e), objective, top=choices.get("ranking_top")) for e in examples)
@@ -177,7 +181,7 @@ def scores_of(model, e):
 def test_margins_are_asked_for():
     examples = [example(1, ranks=None, pairs=((0, 1),), margins=(1.5,)), example(2, pairs=((1, 0),), margins=(0.25,))]
     model = reward_model().eval()
-    method = RewardModelling(Likelihood(model), RewardConfiguration(use_margins=True), examples)
+    method = RewardModelling(Likelihood(model), *chosen(RewardConfiguration(use_margins=True), examples))
     mine, _ = loss_of(method, examples)
     method.likelihood.release()
     theirs = sum(written_out(e, scores_of(model, e), "bradley-terry", margins=True) for e in examples) / 2
@@ -186,8 +190,8 @@ def test_margins_are_asked_for():
 
 def test_centring_adds_the_square_of_the_scores_sum():
     model = reward_model().eval()
-    plain = RewardModelling(Likelihood(model), RewardConfiguration(), PAIRS)
-    centred = RewardModelling(Likelihood(model), RewardConfiguration(centering=0.3), PAIRS)
+    plain = RewardModelling(Likelihood(model), *chosen(RewardConfiguration(), PAIRS))
+    centred = RewardModelling(Likelihood(model), *chosen(RewardConfiguration(centering=0.3), PAIRS))
     difference = loss_of(centred, PAIRS)[0] - loss_of(plain, PAIRS)[0]
     centred.likelihood.release()
     squares = torch.stack([scores_of(model, e).sum() ** 2 for e in PAIRS])
@@ -208,7 +212,7 @@ def test_fine_tuning_is_the_mean_over_completion_tokens():
 def test_the_first_loss_is_log_2_for_pairs_and_log_k_factorial_for_rankings(examples, expected):
     policy = language_model().train()
     likelihood = Likelihood(policy)
-    method = DirectPreferenceOptimization(likelihood, live_reference(likelihood), DPOConfiguration(), examples)
+    method = DirectPreferenceOptimization(likelihood, live_reference(likelihood), *chosen(DPOConfiguration(), examples))
     loss, shares = loss_of(method, examples)
     assert abs(float(loss.detach()) - expected) < 1e-6
     assert float(shares[0].sums["accuracy"][0]) == pytest.approx(
@@ -225,7 +229,7 @@ def all_methods():
         yield policy, method, examples
     for examples in (PAIRS, RANKED):
         model = reward_model().eval()
-        yield model, RewardModelling(Likelihood(model), RewardConfiguration(centering=0.1), examples), examples
+        yield model, RewardModelling(Likelihood(model), *chosen(RewardConfiguration(centering=0.1), examples)), examples
 
 
 @pytest.mark.parametrize("parts", [2, 3])
@@ -255,26 +259,22 @@ def test_metrics_are_means_over_prompts():
 
 
 def test_auto_takes_rankings_for_what_they_are():
-    assert choose_comparison("auto", RANKED, ranking_top=2) == "plackett-luce"
-    assert choose_comparison("auto", PAIRS, ranking_top=None) == "bradley-terry"
-    assert choose_comparison("auto", RANKED + PAIRS, ranking_top=None) == "bradley-terry"
+    assert choose_comparison(DPOConfiguration(ranking_top=2), RANKED) == "plackett-luce"
+    assert choose_comparison(DPOConfiguration(), PAIRS) == "bradley-terry"
+    assert choose_comparison(RewardConfiguration(), RANKED + PAIRS) == "bradley-terry"
+    assert choose_comparison(DPOConfiguration(objective="ipo"), RANKED) == "ipo"
 
 
 @pytest.mark.parametrize(
-    ("requested", "examples", "top"),
-    [("plackett-luce", [example(1, pairs=((0, 1),))], None), ("auto", PAIRS, 1)],
+    ("choices", "examples", "said"),
+    [
+        (RewardConfiguration(objective="plackett-luce"), [example(1, pairs=((0, 1),))], "row 1 compares pairs"),
+        (DPOConfiguration(ranking_top=1), PAIRS, "ranking-top"),
+        (DPOConfiguration(label_smoothing=0.1), RANKED, "label-smoothing"),
+        (RewardConfiguration(use_margins=True), RANKED, "use-margins"),
+        (RewardConfiguration(use_margins=True), PAIRS, "margin column"),
+    ],
 )
-def test_rankings_that_are_none_are_refused(requested, examples, top):
-    with pytest.raises(UsageError, match="rank"):
-        choose_comparison(requested, examples, ranking_top=top)
-
-
-def test_options_that_these_data_leave_without_effect_are_refused():
-    likelihood = Likelihood(language_model())
-    with pytest.raises(UsageError, match="label-smoothing"):
-        DirectPreferenceOptimization(likelihood, None, DPOConfiguration(label_smoothing=0.1), RANKED)
-    scorer = Likelihood(reward_model())
-    with pytest.raises(UsageError, match="use-margins"):
-        RewardModelling(scorer, RewardConfiguration(use_margins=True), RANKED)
-    with pytest.raises(UsageError, match="margin column"):
-        RewardModelling(scorer, RewardConfiguration(use_margins=True), PAIRS)
+def test_what_the_data_cannot_give_or_leave_without_effect_is_refused(choices, examples, said):
+    with pytest.raises(UsageError, match=said):
+        choose_comparison(choices, examples)

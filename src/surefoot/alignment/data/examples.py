@@ -52,6 +52,11 @@ class Example:
         return len(self.prompt) + sum(map(len, self.completions))
 
     @property
+    def longest(self) -> int:
+        """Tokens of the prompt with its longest answer."""
+        return len(self.prompt) + max(map(len, self.completions))
+
+    @property
     def best(self) -> int:
         """Which answer is preferred to the others: the first of the best rank, or the better of the first pair."""
         if self.ranks is not None:

@@ -67,6 +67,9 @@ def shared_prompt_attention(
         return of_prompts[None], None
     own_q, own_k, own_v = (_side_by_side(x, answers) for x in (query, key, value))  # [N, heads, C, d]
     every_k, every_v = (_behind_prompts(x, own, packed) for x, own in ((k, own_k), (v, own_v)))
+    if settings["enable_gqa"] and query.device.type != "cpu":
+        # With a mask and grouped heads, a GPU has no kernel that does without the whole matrix of weights.
+        every_k, every_v = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (every_k, every_v))
     attended = scaled_dot_product_attention(own_q, every_k, every_v, attn_mask=packed.mask, **settings)
     return torch.cat([of_prompts, _back(attended, answers)])[None], None
 

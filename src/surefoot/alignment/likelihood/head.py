@@ -47,7 +47,9 @@ def token_log_probabilities(
     needed = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
     keep = needed and size <= keep_bytes
     rows = hidden.shape[0] if keep else max(1, chunk_bytes // (4 * vocabulary))
-    return _TokenLogProbabilities.apply(hidden, weight, bias, row_of, target, keep, rows)
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    return _TokenLogProbabilities.apply(hidden, weight, bias, row_of, target, keep, rows, dtype)
 
 
 class _TokenLogProbabilities(torch.autograd.Function):
@@ -61,12 +63,14 @@ class _TokenLogProbabilities(torch.autograd.Function):
         target: torch.Tensor,
         keep: bool,
         rows: int,
+        dtype: torch.dtype,
     ) -> torch.Tensor:
         result = torch.empty(len(target), dtype=torch.float32, device=hidden.device)
         probabilities = None
         normalizers = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+        projection = _Projection(hidden, weight, bias, dtype)
         for begin, end, first, last in _chunks(row_of, hidden.shape[0], rows):
-            logits = _logits(hidden[begin:end], weight, bias)
+            logits = projection.logits(begin, end)
             chosen = logits[row_of[first:last] - begin, target[first:last]]
             largest = logits.amax(dim=1)
             softmax = torch.softmax(logits, dim=1, out=logits)
@@ -76,7 +80,7 @@ class _TokenLogProbabilities(torch.autograd.Function):
                 probabilities = softmax
             normalizers[begin:end] = normalizer
             result[first:last] = chosen - normalizer[row_of[first:last] - begin]
-        ctx.rows, ctx.with_bias = rows, bias is not None
+        ctx.rows, ctx.with_bias, ctx.dtype = rows, bias is not None, dtype
         saved = [hidden, weight, row_of, target, normalizers] + [x for x in (bias, probabilities) if x is not None]
         ctx.save_for_backward(*saved)
         ctx.kept = probabilities is not None
@@ -87,38 +91,51 @@ class _TokenLogProbabilities(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, row_of, target, normalizers, *rest = ctx.saved_tensors
         bias = rest.pop(0) if ctx.with_bias else None
+        projection = _Projection(hidden, weight, bias, ctx.dtype)
         per_row = torch.zeros_like(normalizers).index_add_(0, row_of, gradient.float())
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         of_hidden = torch.empty_like(hidden) if wants_hidden else None
         of_weight = of_bias = None
         for begin, end, first, last in _chunks(row_of, hidden.shape[0], ctx.rows):
-            if ctx.kept:
-                slope = rest[0]  # used once: nothing else reads the softmax after this
-            else:
-                logits = _logits(hidden[begin:end], weight, bias)
-                slope = logits.sub_(normalizers[begin:end, None]).exp_()
+            # A softmax that was kept is used up: nothing else reads it after this.
+            slope = rest[0] if ctx.kept else projection.logits(begin, end).sub_(normalizers[begin:end, None]).exp_()
             slope.mul_(-per_row[begin:end, None])
             slope.index_put_((row_of[first:last] - begin, target[first:last]), gradient[first:last].float(), accumulate=True)
-            slope = slope.to(hidden.dtype)
-            if of_hidden is not None:
-                torch.mm(slope, weight.to(hidden.dtype), out=of_hidden[begin:end])
-            if wants_weight:
-                part = slope.t() @ hidden[begin:end]
-                of_weight = part if of_weight is None else of_weight.add_(part)
             if wants_bias:
-                part = slope.sum(dim=0, dtype=torch.float32)
+                part = slope.sum(dim=0)
                 of_bias = part if of_bias is None else of_bias.add_(part)
+            slope = slope.to(ctx.dtype)
+            if of_hidden is not None:
+                of_hidden[begin:end] = projection.to_hidden(slope)
+            if wants_weight:
+                part = projection.to_weight(slope, begin, end)  # float32, or chunks would add up rounding
+                of_weight = part if of_weight is None else of_weight.add_(part)
         return (
             of_hidden,
             None if of_weight is None else of_weight.to(weight.dtype),
             None if of_bias is None or bias is None else of_bias.to(bias.dtype),
-            *[None] * 4,
+            *[None] * 5,
         )
 
 
-def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    logits = (hidden @ weight.to(hidden.dtype).t()).float()
-    return logits if bias is None else logits.add_(bias.float())
+class _Projection:
+    """z = W h + b and its transposes, with products in one dtype whatever autocast is around, and results of the logits' size and
+    of the weight's in float32.
+    """
+
+    def __init__(self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
+        self._hidden, self._weight, self._bias = hidden.to(dtype), weight.to(dtype), bias
+
+    def logits(self, begin: int, end: int) -> torch.Tensor:
+        with torch.autocast(self._hidden.device.type, enabled=False):
+            logits = (self._hidden[begin:end] @ self._weight.t()).float()
+        return logits if self._bias is None else logits.add_(self._bias.float())
+
+    def to_hidden(self, slope: torch.Tensor) -> torch.Tensor:
+        return slope @ self._weight
+
+    def to_weight(self, slope: torch.Tensor, begin: int, end: int) -> torch.Tensor:
+        return (slope.t() @ self._hidden[begin:end]).float()
 
 
 def _chunks(row_of: torch.Tensor, count: int, rows: int) -> list[tuple[int, int, int, int]]:

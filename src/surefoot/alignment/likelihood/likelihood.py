@@ -19,9 +19,15 @@ from surefoot.alignment.models.counting import backward_flops, forward_flops
 from surefoot.alignment.models.loading import hidden_states_and_head
 from surefoot.errors import UsageError
 
-SHARING_TOLERANCE, LOW_PRECISION_TOLERANCE = 1e-4, 5e-2
-"""Largest difference between shared and separate forwards, relative to the largest value, that rounding explains: in float32,
-and in half the bits."""
+TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
+LOW_PRECISION_TOLERANCE = 5e-2
+"""Largest difference between two ways to compute the same, relative to the largest value, that rounding of the weights' type
+explains."""
+CHANGED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Settings under which a model does more to its logits than one linear layer; where weights have half the bits, comparing alone might
+miss it."""
+HEAD_TOKENS = 4
+"""Tokens of a prompt, and of an answer, on which the head is compared."""
 
 
 @dataclass
@@ -93,7 +99,8 @@ class Likelihood:
             groups: prompts with answers as long as any that will come: a sliding window shows only beyond its length.
 
         Returns:
-            a sentence on what is computed the slow way and why, or None where nothing is.
+            a sentence on what is computed the slow way and why, or None where nothing is. Compared is in the precision of the
+            weights, without autocast.
 
         Raises:
             UsageError: a reward model whose score is not a linear layer on the last token's hidden state.
@@ -137,7 +144,9 @@ class Likelihood:
         packed = pack(groups, device=self.device, feed_last=True)
         self._count(packed, len(packed.last))
         with self._precision():
-            return self.head(self._hidden(packed)[packed.last])[:, 0].float()
+            hidden = self._hidden(packed)[packed.last]
+        # Scores near 10 would be rounded to steps of 0.06 in half the bits.
+        return torch.nn.functional.linear(hidden.float(), self.head.weight.float())[:, 0]
 
     def _precision(self) -> AbstractContextManager[object]:
         return nullcontext() if self._autocast is None else torch.autocast(self.device.type, self._autocast)
@@ -195,14 +204,13 @@ class Likelihood:
 
     def _why_not_shared(self, groups: Sequence[Group]) -> str | None:
         packed = pack(groups, device=self.device, feed_last=True)
-        with self._precision():
-            try:
-                shared = self._hidden(packed)
-            except (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-                return str(error).splitlines()[0][:200]
-            self._share(False)
-            separate = self._hidden(packed)
-            self._share(True)
+        try:
+            shared = self._hidden(packed)
+        except (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            return str(error).splitlines()[0][:200]
+        self._share(False)
+        separate = self._hidden(packed)
+        self._share(True)
         if self._equal(shared, separate):
             return None
         return f"hidden states differ by {self._difference(shared, separate):.1e} of the largest"
@@ -212,22 +220,23 @@ class Likelihood:
         shared = self.shared
         self._share(False)
         prompt, answers = groups[0]
-        packed = pack([(prompt, answers[:1])], device=self.device, feed_last=True)
-        with self._precision():
-            whole = self._separately(self.model, packed).logits
-            own = self.head(self._hidden(packed))
+        short = (prompt[-HEAD_TOKENS:], [answers[0][:HEAD_TOKENS]])
+        packed = pack([short], device=self.device, feed_last=True)
+        whole = self._separately(self.model, packed).logits
+        own = self.head(self._hidden(packed))
         self._share(shared)
-        if isinstance(self.head, torch.nn.Linear) and self.head.out_features == 1 and whole.dim() == 2:
+        if whole.dim() == 2:
             if not self._equal(whole[0], own[-1]):
                 raise UsageError(
                     f"{self.trunk.config.model_type}: its score is more than one linear layer on the last token's hidden state;"
                     " reward models of causal architectures (Llama, Qwen, Mistral, GPT-2, …) have such a head"
                 )
             return True
-        return self._equal(whole[0], own)
+        changed = any(getattr(self.trunk.config, name, None) not in (None, 1.0) for name in CHANGED_LOGITS)
+        return not changed and self._equal(whole[0], own)
 
     def _equal(self, one: torch.Tensor, other: torch.Tensor) -> bool:
-        return self._difference(one, other) <= (SHARING_TOLERANCE if self._autocast is None else LOW_PRECISION_TOLERANCE)
+        return self._difference(one, other) <= TOLERANCES.get(self.head.weight.dtype, LOW_PRECISION_TOLERANCE)
 
     @staticmethod
     def _difference(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -10,26 +10,27 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from surefoot.alignment.configuration import DPOConfiguration, RewardConfiguration
 from surefoot.alignment.data.examples import Example
 from surefoot.alignment.methods.method import Sums
 from surefoot.equations import bradley_terry_loss, plackett_luce_loss
-from surefoot.errors import UsageError
+from surefoot.errors import UsageError, require
 
 Comparison = Literal["bradley-terry", "plackett-luce", "ipo"]
 
 
-def choose_comparison(requested: str, examples: Sequence[Example], *, ranking_top: int | None) -> Comparison:
-    """What ``auto`` means for these examples; rankings that are none are refused.
+def choose_comparison(choices: RewardConfiguration | DPOConfiguration, examples: Sequence[Example]) -> Comparison:
+    """What ``auto`` means for these examples; what they cannot give, or leave without effect, is refused.
 
     Args:
-        requested: auto, bradley-terry, plackett-luce or ipo.
+        choices: the objective that is asked for, and what belongs to it.
         examples: all that will be trained on.
-        ranking_top: places that plackett-luce explains.
 
     Raises:
-        UsageError: plackett-luce was asked for and an example has pairs instead of ranks; or something was asked for that only
-            plackett-luce reads, and it is not what these examples lead to.
+        UsageError: plackett-luce was asked for and an example has pairs instead of ranks; an option was given that the
+            comparison does not read; margins were asked for and an example has none.
     """
+    requested, ranking_top = choices.objective, choices.ranking_top
     if requested == "plackett-luce":
         for example in examples:
             if example.ranks is None:
@@ -37,12 +38,30 @@ def choose_comparison(requested: str, examples: Sequence[Example], *, ranking_to
                     f"--objective plackett-luce needs ranked answers, but row {example.number} compares pairs;"
                     " take --objective bradley-terry"
                 )
+    comparison: Comparison
     if requested == "auto":
         ranked = all(e.ranks is not None and len(e.completions) > 2 for e in examples)
         if ranking_top is not None and not ranked:
             raise UsageError("--ranking-top does nothing here: not every prompt has three or more ranked answers; leave it out")
-        return "plackett-luce" if ranked else "bradley-terry"
-    return requested  # type: ignore[return-value]
+        comparison = "plackett-luce" if ranked else "bradley-terry"
+    else:
+        comparison = requested
+    if isinstance(choices, DPOConfiguration):
+        require(
+            not choices.label_smoothing or comparison == "bradley-terry",
+            "--label-smoothing does nothing with rankings; take --objective bradley-terry, or leave it out",
+        )
+    elif choices.use_margins:
+        require(
+            comparison == "bradley-terry",
+            "--use-margins does nothing with rankings; take --objective bradley-terry, or leave it out",
+        )
+        for example in examples:
+            require(
+                example.margins is not None,
+                f"--use-margins needs a margin column, but row {example.number} has no margin; leave it out",
+            )
+    return comparison
 
 
 @dataclass(frozen=True, eq=False)

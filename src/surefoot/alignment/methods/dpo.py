@@ -9,11 +9,10 @@ import torch
 from surefoot.alignment.configuration import DPOConfiguration
 from surefoot.alignment.data.examples import Example
 from surefoot.alignment.likelihood.likelihood import Likelihood
-from surefoot.alignment.methods.comparisons import Comparisons, choose_comparison
+from surefoot.alignment.methods.comparisons import Comparison, Comparisons
 from surefoot.alignment.methods.method import Parts, groups_of
 from surefoot.alignment.reference import Reference
 from surefoot.equations import implicit_rewards, ipo_loss, supervised_loss
-from surefoot.errors import UsageError
 
 
 class DirectPreferenceOptimization:
@@ -26,18 +25,16 @@ class DirectPreferenceOptimization:
         likelihood: of the policy being trained.
         reference: log π_ref of the examples' answers.
         configuration: the choices.
-        examples: all that will be trained on; they decide what ``auto`` means.
+        comparison: what the objective is for these data (:func:`~surefoot.alignment.methods.comparisons.choose_comparison`).
     """
 
     headline = "accuracy"
 
     def __init__(
-        self, likelihood: Likelihood, reference: Reference, configuration: DPOConfiguration, examples: Sequence[Example]
+        self, likelihood: Likelihood, reference: Reference, configuration: DPOConfiguration, comparison: Comparison
     ) -> None:
-        self.likelihood, self.reference, self._configuration = likelihood, reference, configuration
-        self.comparison = choose_comparison(configuration.objective, examples, ranking_top=configuration.ranking_top)
-        if configuration.label_smoothing and self.comparison != "bradley-terry":
-            raise UsageError("--label-smoothing does nothing with rankings; take --objective bradley-terry, or leave it out")
+        self.likelihood, self.reference = likelihood, reference
+        self._configuration, self.comparison = configuration, comparison
 
     def denominators(self, examples: Sequence[Example]) -> dict[str, float]:
         """Prompts, and tokens of their best answers."""

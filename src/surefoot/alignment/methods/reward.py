@@ -9,10 +9,9 @@ import torch
 from surefoot.alignment.configuration import RewardConfiguration
 from surefoot.alignment.data.examples import Example
 from surefoot.alignment.likelihood.likelihood import Likelihood
-from surefoot.alignment.methods.comparisons import Comparisons, choose_comparison
+from surefoot.alignment.methods.comparisons import Comparison, Comparisons
 from surefoot.alignment.methods.method import Parts, groups_of
 from surefoot.equations import score_centering_loss
-from surefoot.errors import UsageError
 
 
 class RewardModelling:
@@ -24,25 +23,13 @@ class RewardModelling:
     Args:
         likelihood: of the model being trained.
         configuration: the choices.
-        examples: all that will be trained on; they decide what ``auto`` means.
-
-    Raises:
-        UsageError: the examples have no ranks, or no margins, that were asked for.
+        comparison: what the objective is for these data (:func:`~surefoot.alignment.methods.comparisons.choose_comparison`).
     """
 
     headline = "accuracy"
 
-    def __init__(self, likelihood: Likelihood, configuration: RewardConfiguration, examples: Sequence[Example]) -> None:
-        self.likelihood, self._configuration = likelihood, configuration
-        self.comparison = choose_comparison(configuration.objective, examples, ranking_top=configuration.ranking_top)
-        if configuration.use_margins:
-            if self.comparison != "bradley-terry":
-                raise UsageError("--use-margins does nothing with rankings; take --objective bradley-terry, or leave it out")
-            for example in examples:
-                if example.margins is None:
-                    raise UsageError(
-                        f"--use-margins needs a margin column, but row {example.number} has no margin; leave it out"
-                    )
+    def __init__(self, likelihood: Likelihood, configuration: RewardConfiguration, comparison: Comparison) -> None:
+        self.likelihood, self._configuration, self.comparison = likelihood, configuration, comparison
 
     def denominators(self, examples: Sequence[Example]) -> dict[str, float]:
         """Prompts."""

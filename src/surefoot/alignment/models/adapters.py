@@ -78,14 +78,19 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
     """A plain model with W + (α/r) B A in place of W, on the CPU; the adapted model stays as it is.
 
     Costs a copy of the weights in main memory. Merging in place and back again would leave rounding errors in the weights
-    that are trained on.
+    that are trained on. The sum is float32 whatever the weights are: in bfloat16 most of what an adapter adds is rounded away.
     """
     tensors = (*model.parameters(), *model.buffers())
-    copies: dict[int, Any] = {id(tensor): tensor.detach().to("cpu", copy=True) for tensor in tensors}
+    copies: dict[int, Any] = {
+        id(tensor): tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else None, copy=True)
+        for tensor in tensors
+    }
     for parameter in model.parameters():
         copies[id(parameter)] = torch.nn.Parameter(copies[id(parameter)], requires_grad=parameter.requires_grad)
     merged: Any = copy.deepcopy(model, copies)
-    return merged.merge_and_unload()
+    plain: PreTrainedModel = merged.merge_and_unload()
+    plain.config.dtype = torch.float32
+    return plain
 
 
 def _targets(trunk: torch.nn.Module, wanted: str) -> str | list[str]:

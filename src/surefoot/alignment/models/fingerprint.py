@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -13,12 +14,17 @@ from surefoot.alignment.models.adapters import is_adapted
 
 CHUNK = 2**24
 """Elements that are brought from a device, or copied at all, at a time."""
+WITHOUT_EFFECT = re.compile(
+    r"drop|name_or_path|architectures|dtype|use_cache|transformers_version|_token_id|^_|problem_type|label"
+)
+"""Settings of a model that change nothing of what it computes outside of training."""
 
 
 def weights_fingerprint(model: Any) -> str:
-    """SHA-256 over names, shapes, types and bytes of all parameters and buffers, 64 hexadecimal digits.
+    """SHA-256 over the settings of the architecture, and names, shapes, types and bytes of all parameters and buffers, 64
+    hexadecimal digits.
 
-    Two models with the same fingerprint and architecture compute the same; one changed bit gives another one. Buffers that are not saved
+    Two models with the same fingerprint compute the same; one changed bit gives another one. Buffers that are not saved
     count too: the frequencies of rotary positions are such. Dropout, the device and the mode do not count.
 
     Args:
@@ -26,7 +32,10 @@ def weights_fingerprint(model: Any) -> str:
             :func:`~surefoot.alignment.models.adapters.adapter_switched_off` the base weights alone do, and the result is that of
             the model before it got its adapter.
     """
-    digest = hashlib.sha256()
+    inner = model.get_base_model() if is_adapted(model) else model
+    config = inner.config.to_dict() if hasattr(inner, "config") else {}
+    settings = {name: value for name, value in config.items() if not WITHOUT_EFFECT.search(name)}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(_tensors(model), key=lambda pair: pair[0]):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         flat = tensor.detach().reshape(-1)

@@ -132,7 +132,11 @@ def hidden_states_and_head(model: Any) -> tuple[PreTrainedModel, torch.nn.Linear
     """
     inner = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
     head = inner.get_output_embeddings()
-    return inner.base_model, getattr(inner, HEAD) if head is None else head
+    if head is None:
+        head = getattr(inner, HEAD)
+        if hasattr(head, "modules_to_save"):  # PEFT's wrapper; the head that is trained is inside
+            head = head.modules_to_save[head.active_adapters[0]]
+    return inner.base_model, head
 
 
 def _language_model(configuration: ModelConfiguration, notify: Callable[[str], None]) -> PreTrainedModel:

@@ -48,8 +48,11 @@ class TaskConfiguration:
         for name in ("prompts", "held_out", "layers"):
             value = getattr(self, name)
             require(value >= 1, f"--{name.replace('_', '-')} must be at least 1, but is {value}")
-        require(self.answers >= 2, f"--answers must be at least 2, but is {self.answers}")
-        require(self.temperature >= 0, f"--temperature must not be negative, but is {self.temperature}")
+        require(2 <= self.answers <= 100, f"--answers must lie between 2 and 100, but is {self.answers}")
+        require(
+            0 <= self.temperature < float("inf"),
+            f"--temperature must be a finite number and not negative, but is {self.temperature}",
+        )
         require(
             self.hidden_size >= 8 and self.hidden_size % 8 == 0,
             f"--hidden-size must be a multiple of 8, for four heads of even width, but is {self.hidden_size}",
@@ -92,8 +95,7 @@ def write_grammar_task(folder: Path, configuration: TaskConfiguration) -> dict[s
 
 def ceiling(rows: Iterable[dict[str, Any]]) -> float:
     """Accuracy of the true reward on labelled pairs; equal rewards count as half right."""
-    differences = [np.sign(row["true_rewards"][0] - row["true_rewards"][1]) for row in rows]
-    return float(np.mean(differences) / 2 + 0.5)
+    return float(np.mean([0.5 + np.sign(row["true_rewards"][0] - row["true_rewards"][1]) / 2 for row in rows]))
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
