@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from functools import partial
 from pathlib import Path
 
@@ -165,9 +166,54 @@ def memory() -> list[str]:
     ]
 
 
+def alignment_speed() -> list[str]:
+    works = {
+        "dpo-live": "DPO, pairs, reference evaluated live",
+        "dpo-cached": "DPO, pairs, reference evaluated beforehand",
+        "reward": "reward model, pairs",
+        "dpo-ranked": "DPO, K = 8 ranked answers",
+        "reward-ranked": "reward model, Plackett–Luce, K = 8",
+        "dpo-short-prompts": "DPO, pairs, little to share (prompt 32, answers 128), live",
+    }
+    peers = {"trl": "TRL 1.16", "separate": "our own, prompts not shared"}
+    lines = [
+        "| work | against | ratio, median (range) | ours | peer's | memory, ours ÷ peer's | utilisation |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for group, work in works.items():
+        result = load(f"alignment_speed/{group}.json")
+        c = result["comparisons"][0]
+        sides = [[row[c[side]] for row in result["rounds"]] for side in ("ours", "peer")]
+        memory = [statistics.median(row["peak_mb"] for row in rows) for rows in sides]
+        utilization = statistics.median(row["utilization"] for row in sides[0])
+        unit = "pairs/s" if result["measure"] == "pairs_per_second" else "prompts/s"
+        lines.append(
+            f"| {work} | {peers[c['peer']]} | **{c['ratio']:.1f} ×** ({min(c['ratios']):.1f} … {max(c['ratios']):.1f}) |"
+            f" {c['ours_median']:.2f} {unit} | {c['peer_median']:.2f} {unit} | {memory[0]:,.0f} ÷ {memory[1]:,.0f} MB | {utilization:.2f} |"
+        )
+    return lines
+
+
+def preference_learning() -> list[str]:
+    report = load("preference_learning.json")
+    lines = [
+        "| labels | labelled prompts | accuracy on the true order (range) | on noisy labels | less the true reward's own |",
+        "|---|---|---|---|---|",
+    ]
+    names = {"pairs": "pairs, Bradley–Terry", "ranked": "rankings of 4, Plackett–Luce"}
+    for row in report["summary"]:
+        lines.append(
+            f"| {names[row['data']]} | {row['labelled_prompts']:,} | **{row['clean_mean']:.3f}** ({row['clean_lowest']:.3f} …"
+            f" {row['clean_highest']:.3f}) | {row['noisy_mean']:.3f} | {row['noisy_minus_true_reward']:+.4f} (worst seed"
+            f" {row['worst_gap']:+.4f}) |"
+        )
+    return lines
+
+
 def main() -> None:
     makers = {"learning": learning, "seeds": seeds, "speed": speed, "limit": limit, "memory": memory, "ablation": ablation}
     makers |= {"family": partial(learning, FAMILY_TASKS), "family-seeds": partial(seeds, FAMILY_TASKS)}
+    makers |= {"alignment_speed": alignment_speed, "preference_learning": preference_learning}
     makers |= {"cliff": cliff, "recorded": recorded}
     makers |= {f"ablation-{n}": partial(ablation, n) for n in ("reinforce", "actor-critic", "a2c", "trpo", "penalty")}
     for page in (HERE.parent / "README.md", HERE / "README.md", *sorted((HERE.parent / "docs").glob("*.md"))):
