@@ -4,9 +4,8 @@
     python benchmarks/preference_learning.py --seeds 1
 
 Per seed: a task is generated, a tiny model fine-tuned on its demonstrations, and from it reward models are trained on growing
-numbers of labelled prompts, with pairs (Bradley–Terry) and with rankings of four answers (Plackett–Luce). Models of one kind of data
-see the same number of prompts, repeats included. Measured are the accuracy on held-out pairs in their true order, and on noisy labels
-beside that of the true reward itself.
+numbers of labelled prompts, with pairs (Bradley–Terry) and with rankings of four answers (Plackett–Luce). Measured are the accuracy
+on held-out pairs in their true order, and on noisy labels beside that of the true reward itself.
 Results: benchmarks/results/preference_learning.json, docs/figures/preference_learning.png."""
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ import numpy as np
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "preference_learning.json"
 FIGURE = HERE.parent / "docs" / "figures" / "preference_learning.png"
-COUNTS = (1000, 2000, 4000, 8000)
-PROMPTS_SEEN = {"pairs": 32_000, "ranked": 16_000}
+COUNTS = {"pairs": (2000, 4000, 8000), "ranked": (1000, 2000, 4000)}
+EPOCHS = {"pairs": 8, "ranked": 6}
 LABELS = {"pairs": "pairs, Bradley–Terry", "ranked": "rankings of 4, Plackett–Luce"}
 SFT = {"epochs": 2, "batch_size": 32, "learning_rate": 3e-3}
 REWARD = {"batch_size": 32, "learning_rate": 1e-3, "weight_decay": 0.1}
@@ -55,13 +54,13 @@ def one_seed(seed: int) -> dict:
             return align(replace(plain, training=training, data=replace(plain.data, cache=False)), quiet=True)
 
         train("sft", task / "model", task / "sft.jsonl", task / "sft", **SFT)
-        for kind, seen in PROMPTS_SEEN.items():
-            for count in COUNTS:
+        for kind, counts in COUNTS.items():
+            for count in counts:
                 data = task / f"{kind}-{count}.jsonl"
                 with open(task / f"{kind}.jsonl") as whole:
                     data.write_text("".join(islice(whole, count)))
                 run = task / f"{kind}-{count}"
-                result = train("reward", task / "sft" / "model", data, run, epochs=max(1, seen // count), **REWARD)
+                result = train("reward", task / "sft" / "model", data, run, epochs=EPOCHS[kind], **REWARD)
                 row = {"seed": seed, "data": kind, "labelled_prompts": count, "seconds": result["seconds"]}
                 for labels in ("clean", "noisy"):
                     row[labels] = evaluate_alignment(run, data=str(task / f"{labels}.jsonl"))["accuracy"]
@@ -72,8 +71,8 @@ def one_seed(seed: int) -> dict:
 
 def summary(seeds: list[dict]) -> list[dict]:
     table = []
-    for kind in PROMPTS_SEEN:
-        for count in COUNTS:
+    for kind, counts in COUNTS.items():
+        for count in counts:
             rows = [r for s in seeds for r in s["rows"] if (r["data"], r["labelled_prompts"]) == (kind, count)]
             gaps = [r["noisy"] - s["ceiling"] for s in seeds for r in s["rows"] if r in rows]
             clean = [r["clean"] for r in rows]
@@ -106,7 +105,8 @@ def draw(table: list[dict], path: Path) -> None:
         low, high = [row["clean_lowest"] for row in rows], [row["clean_highest"] for row in rows]
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(COUNTS, [f"{count:,}" for count in COUNTS])
+    every = sorted({count for counts in COUNTS.values() for count in counts})
+    axes.set_xticks(every, [f"{count:,}" for count in every])
     axes.set_xlabel("labelled prompts")
     axes.set_ylabel("accuracy on the true order")
     axes.axhline(0.97, color="grey", linewidth=0.8, linestyle=":")
@@ -129,7 +129,7 @@ def main() -> None:
     result = {
         "command": f"python benchmarks/preference_learning.py --seeds {arguments.seeds}",
         "minutes": (time.perf_counter() - began) / 60,
-        "prompts_seen": PROMPTS_SEEN,
+        "epochs": EPOCHS,
         "sft": SFT,
         "reward": REWARD,
         "summary": table,

@@ -249,6 +249,19 @@ def test_a_reward_model_without_its_head_is_an_error(model, tmp_path):
         run("reward", tmp_path / "run" / "model", data, tmp_path / "again")
 
 
+def test_two_halves_at_once_are_the_batch_to_rounding_and_themselves_to_the_bit(model, tmp_path):
+    data = rankings(tmp_path)
+    torch.set_num_threads(2)
+    try:
+        halves = [weights_of(run("dpo", model, data, tmp_path / f"halves-{i}", learning_rate=1e-3)) for i in range(3)]
+    finally:
+        torch.set_num_threads(1)
+    whole = weights_of(run("dpo", model, data, tmp_path / "whole", learning_rate=1e-3))
+    assert same(halves[0], halves[1])
+    assert same(halves[0], halves[2])
+    assert same(halves[0], whole, 1e-5)
+
+
 def test_without_data_for_evaluation_the_last_epochs_means_are_reported(model, tmp_path):
     result = run("sft", model, pairs(tmp_path, count=10), tmp_path / "run", epochs=2)
     sizes, lines = (4, 4, 2), read_metrics(tmp_path / "run" / "metrics.jsonl")[3:]

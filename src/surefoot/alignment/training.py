@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import resource
 import sys
@@ -19,6 +18,7 @@ import torch
 from surefoot.alignment.configuration import AlignConfiguration, TrainingConfiguration
 from surefoot.alignment.data.examples import Example
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
+from surefoot.alignment.halves import Halves
 from surefoot.alignment.methods.method import Method, Sums
 from surefoot.alignment.models.adapters import trainable_parameters
 from surefoot.alignment.models.card import model_card
@@ -91,6 +91,7 @@ def align(
         progress = Progress(label, training.epochs * len(data.train), unit="prompts", quiet=quiet)
         stack.enter_context(progress)
         run = _Run(configuration, learner, data, total, writer, progress)
+        stack.callback(run.halves.close)
         startup = time.time() - started
         start = time.perf_counter()
         try:
@@ -155,6 +156,7 @@ class _Run:
         self.generator = torch.Generator().manual_seed(training.seed)
         self.watch = ChosenWatch()
         method = self.learner.method
+        self.halves = Halves(self.configuration, method.likelihood.device)
         dtype = autocast_dtype(self.configuration.model) or next(p.dtype for _, p in self.parameters)
         self.matrix_rate = matrix_rate(method.likelihood.device, 0.1, dtype=dtype)
         if torch.cuda.is_available():
@@ -224,16 +226,21 @@ class _Run:
         """Accumulate the gradients of a batch, computed in as many parts as the configuration asks for."""
         method = self.learner.method
         denominators = method.denominators(examples)
-        loss, sums = 0.0, Sums()
-        for part in _parts(examples, self.training.accumulation):
+
+        def compute(part: list[Example]) -> tuple[float, Sums]:
             share = method.parts(part, denominators)
             share.loss.backward()
-            loss += float(share.loss.detach())
-            _add(sums, share.sums)
-        if loss != loss or abs(loss) == float("inf"):
+            return float(share.loss.detach()), share.sums
+
+        loss, sums = 0.0, Sums()
+        for of_part, more in self.halves.map(compute, examples):
+            loss += of_part
+            _add(sums, more)
+        if not math.isfinite(loss):
             rows = ", ".join(str(e.number) for e in examples[:5])
             raise RunError(
-                f"the loss of update {self.updates + 1} is {loss}, on the batch with rows {rows}, …; no step was taken"
+                f"the loss of update {self.updates + 1} is {loss}, on the batch with rows {rows}, …; the model is kept as it was"
+                " before that update: a smaller --learning-rate may help"
             )
         return loss, sums
 
@@ -331,13 +338,6 @@ def peak_megabytes() -> float:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def _parts(examples: Sequence[Example], count: int) -> list[list[Example]]:
-    """A batch in parts of like lengths, as even in number as can be."""
-    by_length = sorted(examples, key=lambda e: e.tokens)
-    edges = [len(by_length) * i // count for i in range(count + 1)]
-    return [by_length[a:b] for a, b in itertools.pairwise(edges) if a < b]
 
 
 def _add(sums: Sums, more: Sums) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -35,6 +36,14 @@ class Work:
     """Floating-point operations that have been needed: what was computed twice to save memory counts once."""
 
     operations: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()  # two halves of a batch may be computed at once
+
+    def add(self, operations: float) -> None:
+        """Count some more."""
+        with self._lock:
+            self.operations += operations
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,9 +171,9 @@ class Likelihood:
         if not self.shared:
             tokens, pairs = int(lengths.sum()), int((lengths * (lengths + 1) // 2).sum())
         counts = {"tokens": tokens, "scored": scored, "attention_pairs": pairs}
-        self.work.operations += forward_flops(self.model, **counts)
+        self.work.add(forward_flops(self.model, **counts))
         if torch.is_grad_enabled():
-            self.work.operations += backward_flops(self.model, **counts)
+            self.work.add(backward_flops(self.model, **counts))
 
     def release(self) -> None:
         """Give the model its own attention back."""
