@@ -76,4 +76,4 @@ def test_from_generated_data_to_aligned_models_that_plain_transformers_opens(tmp
     assert rewards[1] > rewards[0] + 0.1
 
     shown = surefoot(capsys, "inspect", task / "ranked.jsonl", "--model", sft["model"])
-    assert shown["ranking_sizes"] == {"4": 3000}
+    assert shown["description"]["ranking_sizes"] == {"4": 3000}
