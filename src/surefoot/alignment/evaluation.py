@@ -69,7 +69,13 @@ def evaluate_alignment(
         reference is None or method_name == "dpo",
         f"--reference does nothing for a run of {method_name}, which is compared with no other model; leave it out",
     )
-    settings = ModelConfiguration(str(folder), precision=recorded["precision"], trust_remote_code=recorded["trust_remote_code"])
+    precision = recorded["precision"]
+    settings = ModelConfiguration(
+        str(folder),
+        # An adapter is merged in float32: in half the bits most of what it adds would be rounded away here.
+        precision="auto" if recorded["lora_rank"] and precision == "bfloat16" else precision,
+        trust_remote_code=recorded["trust_remote_code"],
+    )
     tokenizer = load_tokenizer(str(folder), trust_remote_code=settings.trust_remote_code)
     limit = recorded["max_length"] if max_length is None else max_length
     loaded = load_examples(
@@ -129,6 +135,7 @@ def _recorded(run: Path) -> dict[str, Any]:
     kind = {"reward": RewardConfiguration, "dpo": DPOConfiguration}.get(recorded["method"])
     wanted = {
         "precision",
+        "lora_rank",
         "trust_remote_code",
         "max_length",
         "overlong",
@@ -159,7 +166,7 @@ def _reference(
     """The model that the policy started from, found by name and known by its weights."""
     name = given or recorded["model_folder"] or recorded["model"]
     try:
-        model = load_policy(replace(settings, model=name), tokenizer, notify=notices.append)
+        model = load_policy(replace(settings, model=name, precision=recorded["precision"]), tokenizer, notify=notices.append)
     except UsageError as error:
         if given is not None:
             raise

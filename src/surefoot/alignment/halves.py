@@ -16,6 +16,7 @@ import torch
 
 from surefoot.alignment.configuration import AlignConfiguration, DPOConfiguration
 from surefoot.alignment.data.examples import Example
+from surefoot.alignment.likelihood.likelihood import Likelihood
 
 Result = TypeVar("Result")
 
@@ -24,21 +25,23 @@ class Halves:
     """Computes the parts of a batch: both halves at once where that is sound, else one part after the other.
 
     Not at once: where the batch is computed in parts to save memory; where dropout draws random numbers, whose order two threads
-    would mix; where a live reference is the policy with its adapter off, which one thread must not do to the other; with
-    gradient checkpointing, which looks at the state of random numbers; and on a GPU.
+    would mix; where a live reference is the policy with its adapter off, which one thread must not do to the other; where a
+    forward pass changes the model's rotary frequencies; with gradient checkpointing, which looks at the state of random numbers;
+    and on a GPU.
 
     Args:
         configuration: of the run.
-        device: where the model is.
+        likelihood: of the model that is trained.
     """
 
-    def __init__(self, configuration: AlignConfiguration, device: torch.device) -> None:
+    def __init__(self, configuration: AlignConfiguration, likelihood: Likelihood) -> None:
         self._accumulation = configuration.training.accumulation
         objective, adapter = configuration.objective, configuration.adapter
         switches = isinstance(objective, DPOConfiguration) and objective.live_reference and adapter.lora_rank > 0
         draws = configuration.model.dropout or adapter.lora_dropout > 0 or configuration.model.gradient_checkpointing
         threads = torch.get_num_threads()
-        sound = device.type == "cpu" and self._accumulation == 1 and not switches and not draws
+        changes = switches or draws or likelihood.positions_depend_on_batch
+        sound = likelihood.device.type == "cpu" and self._accumulation == 1 and not changes
         self._pool: ThreadPoolExecutor | None = None
         if sound and threads >= 2:
             # PyTorch keeps the number of threads per thread: the optimiser's step still has all cores.

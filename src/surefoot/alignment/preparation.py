@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,8 @@ def prepare_model(
     device_of(configuration.model)
     comparison = None if objective is None else choose_comparison(objective, data.train)
     if objective is not None and objective.objective == "auto":
-        tell(f"objective {comparison}, since {WHY[comparison == 'plackett-luce']}")
+        ranked = "every" if comparison == "plackett-luce" else "not every"
+        tell(f"objective {comparison}, since {ranked} prompt has three or more ranked answers")
     if configuration.method == "reward":
         model, notices = load_reward_model(configuration.model, tokenizer, new_head=True, seed=seed)
         for sentence in notices:
@@ -107,7 +108,7 @@ def prepare_model(
         model = add_adapter(model, configuration.adapter, seed=seed)
     likelihood = Likelihood(model, share_prompts=training.share_prompts, autocast=autocast_dtype(configuration.model))
     everything = data.train + data.held_out
-    check_length(likelihood.trunk, max(e.longest for e in everything), tell)
+    check_length(likelihood, max(e.longest for e in everything), tell)
     if notice := likelihood.check(groups_of(longest(everything))):
         tell(notice)
     if isinstance(objective, RewardConfiguration):
@@ -124,20 +125,18 @@ def prepare_model(
     return Learner(model, SupervisedFineTuning(likelihood), None, None)
 
 
-WHY = {True: "every prompt has three or more ranked answers", False: "not every prompt has three or more ranked answers"}
-
-
 def longest(examples: Sequence[Example], count: int = 2) -> list[Example]:
     """The examples with the longest sequences."""
     return sorted(examples, key=lambda e: e.longest, reverse=True)[:count]
 
 
-def check_length(trunk: Any, tokens: int, tell: Tell) -> None:
+def check_length(likelihood: Likelihood, tokens: int, tell: Tell) -> None:
     """Refuse sequences that the model has no positions for, and say what else depends on their length.
 
     Raises:
         UsageError: a table of learned positions is shorter than the longest sequence.
     """
+    trunk = likelihood.trunk
     config = trunk.config.get_text_config()
     most = getattr(config, "max_position_embeddings", None)
     if most is None or tokens <= most:
@@ -146,8 +145,7 @@ def check_length(trunk: Any, tokens: int, tell: Tell) -> None:
         raise UsageError(
             f"the longest sequence has {tokens} tokens, and the model has {most} positions; give --max-length {most}"
         )
-    rotary = getattr(config, "rope_parameters", None) or {}
-    if rotary.get("rope_type") in ("longrope", "dynamic"):
+    if likelihood.positions_depend_on_batch:
         tell(
             f"beyond {most} tokens this model's rotary positions depend on the longest sequence of a batch; --max-length {most} avoids it"
         )
@@ -157,17 +155,8 @@ def check_length(trunk: Any, tokens: int, tell: Tell) -> None:
 
 def reference_fingerprint(model: Any) -> str:
     """Of the weights without an adapter."""
-    with _adapter_off(model):
+    with adapter_switched_off(model) if is_adapted(model) else nullcontext():
         return weights_fingerprint(model)
-
-
-@contextmanager
-def _adapter_off(model: Any) -> Iterator[None]:
-    if not is_adapted(model):
-        yield
-        return
-    with adapter_switched_off(model):
-        yield
 
 
 def _reference(

@@ -156,7 +156,7 @@ class _Run:
         self.generator = torch.Generator().manual_seed(training.seed)
         self.watch = ChosenWatch()
         method = self.learner.method
-        self.halves = Halves(self.configuration, method.likelihood.device)
+        self.halves = Halves(self.configuration, method.likelihood)
         dtype = autocast_dtype(self.configuration.model) or next(p.dtype for _, p in self.parameters)
         self.matrix_rate = matrix_rate(method.likelihood.device, 0.1, dtype=dtype)
         if torch.cuda.is_available():
@@ -280,6 +280,8 @@ class _Run:
         """The weights with the lowest held-out loss, where patience was given."""
         if self.best is None or self.best[1] == self.updates:
             return
+        if self.ended_early is None:
+            self.progress.say(f"the loss on held-out data was lowest after update {self.best[1]}: the model is that one")
         with torch.no_grad():
             for name, parameter in self.parameters:
                 parameter.copy_(self.best[2][name])

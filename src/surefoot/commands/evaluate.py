@@ -94,7 +94,7 @@ def run(arguments: list[str]) -> int:
             raise UsageError(f"{useless} does nothing with --from-data, which acts in no environment; leave it out")
         result, sentence = _from_data(chosen)
     if not chosen.output.quiet:
-        print(sentence, file=sys.stderr)
+        print(*result.get("notices", ()), sentence, sep="\n", file=sys.stderr)
     chosen.output.give(result)
     return DONE
 
@@ -111,9 +111,6 @@ def _on_preferences(chosen: Evaluate) -> tuple[dict[str, Any], str]:
         max_length=chosen.max_length,
         batch_size=chosen.batch_size,
     )
-    if not chosen.output.quiet:
-        for notice in result["notices"]:
-            print(notice, file=sys.stderr)
     accuracy = "" if result["accuracy"] is None else f"accuracy {result['accuracy']:.4f} ± {result['standard_error']:.4f}, "
     return result, f"{result['method']}: {accuracy}loss {result['loss']:.4f} on {result['prompts']:,} prompts"
 
@@ -154,9 +151,6 @@ def _from_data(chosen: Evaluate) -> tuple[dict[str, Any], str]:
         seed=chosen.seed,
         accept_small_sample=chosen.accept_small_sample,
     )
-    if not chosen.output.quiet:
-        for notice in result["notices"]:
-            print(notice, file=sys.stderr)
     low, high = result["interval"]
     error = "" if result["standard_error"] is None else f" ± {result['standard_error']:.2f} (standard error)"
     return result, (

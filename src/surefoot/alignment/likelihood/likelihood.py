@@ -61,10 +61,6 @@ class CompletionLogProbabilities:
         """Log π(y|x) = Σ_t log π(y_t | x, y_<t)."""
         return self.tokens.new_zeros(self.count).index_add(0, self.completion_of, self.tokens)
 
-    def lengths(self) -> Int[torch.Tensor, " N"]:
-        """Tokens of each answer, its EOS included."""
-        return torch.bincount(self.completion_of, minlength=self.count)
-
 
 class Likelihood:
     """A model's view of prompts and answers.
@@ -100,6 +96,12 @@ class Likelihood:
     def device(self) -> torch.device:
         """Where the model is."""
         return self.head.weight.device
+
+    @property
+    def positions_depend_on_batch(self) -> bool:
+        """Whether rotary frequencies are chosen, and kept in the model, by the longest sequence that is computed together."""
+        rotary = getattr(self.trunk.config.get_text_config(), "rope_parameters", None) or {}
+        return rotary.get("rope_type") in ("longrope", "dynamic")
 
     def check(self, groups: Sequence[Group]) -> str | None:
         """Compare with what the model itself computes, and stop sharing prompts where that differs.
@@ -192,7 +194,8 @@ class Likelihood:
 
     def _separately(self, module: torch.nn.Module, packed: Packed) -> Any:
         """The output for a batch [N, L], each answer behind its own copy of the prompt, padded on the right."""
-        lengths, slot = _whole_lengths(packed), np.arange(int(_whole_lengths(packed).max()))[None, :]
+        lengths = _whole_lengths(packed)
+        slot = np.arange(int(lengths.max()))[None, :]
         of_prompt = packed.prompts.lengths[packed.prompt_of][:, None]
         in_prompt = _starts(packed.prompts)[packed.prompt_of][:, None] + slot
         token = np.where(slot < of_prompt, in_prompt, _starts(packed.completions)[:, None] + slot - of_prompt)

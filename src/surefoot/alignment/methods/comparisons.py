@@ -77,7 +77,7 @@ class Comparisons:
     of_pairs: Int[torch.Tensor, " M"]
     """Which prompt each pair belongs to."""
     order: Int[torch.Tensor, "R K"]
-    """Answers of each strictly ranked prompt, best first, padded with its first."""
+    """Answers of each strictly ranked prompt, best first, padded with the batch's first, which nobody reads."""
     ranked: Bool[torch.Tensor, "R K"]
     """Which entries of ``order`` are real."""
     of_order: Int[torch.Tensor, " R"]
@@ -105,7 +105,6 @@ class Comparisons:
         order = np.zeros((len(orders), longest), np.int64)
         ranked = np.zeros((len(orders), longest), bool)
         for row, answers in enumerate(orders):
-            order[row], ranked[row] = answers[0], False
             order[row, : len(answers)], ranked[row, : len(answers)] = answers, True
 
         def integers(values: list[int]) -> torch.Tensor:
