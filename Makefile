@@ -24,7 +24,7 @@ peers-%/.ready: benchmarks/peers/requirements-%.txt
 	peers-$*/bin/pip install --quiet -r $< -c benchmarks/peers/constraints.txt
 	touch $@
 
-peers: peers-sb3/.ready peers-sbx/.ready peers-rejax/.ready peers-trl/.ready
+peers: peers-sb3/.ready peers-sbx/.ready peers-rejax/.ready peers-trl/.ready peers-trl-ppo/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

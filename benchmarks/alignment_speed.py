@@ -68,24 +68,29 @@ GROUPS = {
 }
 
 
+def words(count: int, rng: random.Random) -> str:
+    return " ".join(f"w{rng.randrange(WORDS)}" for _ in range(count))
+
+
 def write_data(path: Path, *, rows: int, prompt: int, completion: int, answers: int) -> None:
     rng = random.Random(0)
-
-    def words(count: int) -> str:
-        return " ".join(f"w{rng.randrange(WORDS)}" for _ in range(count))
-
     lines = []
     for _ in range(rows):
-        row: dict = {"prompt": words(prompt) + " "}
+        row: dict = {"prompt": words(prompt, rng) + " "}
         if answers == 2:
-            row |= {"chosen": words(completion), "rejected": words(completion)}
+            row |= {"chosen": words(completion, rng), "rejected": words(completion, rng)}
         else:
-            row |= {"completions": [words(completion) for _ in range(answers)], "ranks": list(range(1, answers + 1))}
+            row |= {"completions": [words(completion, rng) for _ in range(answers)], "ranks": list(range(1, answers + 1))}
         lines.append(json.dumps(row))
     path.write_text("\n".join(lines) + "\n")
 
 
-def write_model() -> None:
+def write_prompts(path: Path, *, rows: int, prompt: int) -> None:
+    rng = random.Random(0)
+    path.write_text("".join(json.dumps({"prompt": words(prompt, rng)}) + "\n" for _ in range(rows)))
+
+
+def write_model(folder: Path) -> None:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -95,7 +100,7 @@ def write_model() -> None:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
-    wrapped.save_pretrained(MODEL)
+    wrapped.save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=32_000,
         hidden_size=256,
@@ -107,7 +112,7 @@ def write_model() -> None:
         pad_token_id=0,
         eos_token_id=1,
     )
-    LlamaForCausalLM(config).save_pretrained(MODEL)
+    LlamaForCausalLM(config).save_pretrained(folder)
 
 
 def forget_the_reference(side: Side, out: Path, result: dict) -> None:
@@ -118,9 +123,9 @@ def forget_the_reference(side: Side, out: Path, result: dict) -> None:
 
 if __name__ == "__main__":
     WORK.mkdir(exist_ok=True)
-    write_model()
-    write_data(PAIRS, rows=32, prompt=192, completion=64, answers=2)
-    write_data(SHORT, rows=32, prompt=32, completion=128, answers=2)
+    write_model(MODEL)
+    write_data(PAIRS, rows=64, prompt=192, completion=64, answers=2)
+    write_data(SHORT, rows=64, prompt=32, completion=128, answers=2)
     write_data(RANKED, rows=16, prompt=192, completion=64, answers=8)
     paired.main(
         GROUPS,

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from surefoot.commands import align, demo, evaluate, gradients, inspect, task, train
+from surefoot.commands import align, demo, evaluate, generate, gradients, inspect, task, train
 from surefoot.commands.options import DONE, FAILED, WRONG_INPUT, hyphenated
 from surefoot.errors import RunError, UsageError
 
@@ -23,12 +23,13 @@ Policy optimisation that never takes a step it cannot trust.
 commands:
   train ALGORITHM --env ID   train a policy in a Gymnasium environment
   align METHOD --model MODEL --data DATA
-                             train a language model: sft, reward, dpo
+                             train a language model: sft, reward, dpo, ppo
   evaluate RUN               run a trained policy for whole episodes, or score held-out preferences
-  inspect DATA --model MODEL show preference data token by token
+  inspect DATA --model MODEL show prompts or preference data token by token
+  generate MODEL --data DATA sample answers to prompts, for reading
   task grammar --out FOLDER  write a generated language task: data, and a tiny model
   gradients                  the policy gradient's weights on enumerable problems: exact bias and variance
-  demo                       train PPO on CartPole-v1 and show that it learns
+  demo                       the whole road in three minutes: PPO on CartPole; SFT, reward model, PPO and DPO
 
 `surefoot COMMAND --help` lists a command's options.
 """
@@ -89,6 +90,8 @@ def _dispatch(arguments: list[str]) -> int:
         return align.run(rest, started=STARTED)
     if command == "inspect":
         return inspect.run(rest)
+    if command == "generate":
+        return generate.run(rest)
     if command == "task":
         return task.run(rest)
     if command == "evaluate":
@@ -97,4 +100,4 @@ def _dispatch(arguments: list[str]) -> int:
         return gradients.run(rest)
     if command == "demo":
         return demo.run(rest, started=STARTED)
-    raise UsageError(f"there is no command {command!r}; there are train, align, evaluate, inspect, task, gradients and demo")
+    raise UsageError(f"there is no command {command!r}; there are train, align, evaluate, inspect, generate, task, gradients and demo")

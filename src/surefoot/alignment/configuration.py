@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from surefoot.alignment.data.configuration import DataConfiguration
 from surefoot.alignment.models.configuration import AdapterConfiguration, ModelConfiguration
+from surefoot.alignment.rlhf.configuration import PPOConfiguration
 from surefoot.errors import require
 
-MethodName = Literal["sft", "reward", "dpo"]
+MethodName = Literal["sft", "reward", "dpo", "ppo"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 REQUIRED = "?"
@@ -22,7 +23,7 @@ class TrainingConfiguration:
     """The optimiser, how long it runs, and where the run is kept."""
 
     batch_size: int = 16
-    """Prompts, each with all its answers, per update."""
+    """Prompts, each with all its answers, per update; with ppo, per iteration."""
     accumulation: int = 1
     """In how many parts a batch is computed, one after the other: less memory, the same update."""
     epochs: int = 1
@@ -156,6 +157,10 @@ def _check_ranking(objective: str, top: int | None) -> None:
     )
 
 
+OBJECTIVES: dict[str, type] = {"reward": RewardConfiguration, "dpo": DPOConfiguration, "ppo": PPOConfiguration}
+"""The choices of each method that has some."""
+
+
 @dataclass(frozen=True)
 class AlignConfiguration:
     """Everything about one alignment run."""
@@ -165,13 +170,25 @@ class AlignConfiguration:
     data: DataConfiguration
     adapter: AdapterConfiguration = field(default_factory=AdapterConfiguration)
     training: TrainingConfiguration = field(default_factory=TrainingConfiguration)
-    objective: RewardConfiguration | DPOConfiguration | None = None
+    objective: RewardConfiguration | DPOConfiguration | PPOConfiguration | None = None
     """None for fine-tuning, whose loss has no options."""
 
     def __post_init__(self) -> None:
-        kind = {"reward": RewardConfiguration, "dpo": DPOConfiguration}.get(self.method)
+        kind = OBJECTIVES.get(self.method)
         given = None if self.objective is None else type(self.objective)
         require(given is kind, f"{self.method} needs {'no objective' if kind is None else kind.__name__}")
+        if isinstance(self.objective, PPOConfiguration):
+            self._check_iterations(self.objective)
+
+    def _check_iterations(self, ppo: PPOConfiguration) -> None:
+        size, answers = self.training.batch_size, self.training.batch_size * ppo.answers_per_prompt
+        require(
+            ppo.minibatches <= size, f"--minibatches {ppo.minibatches} cuts a batch of {size} prompts into more parts than it has prompts"
+        )
+        require(
+            ppo.kl_target is None or answers <= ppo.kl_horizon,
+            f"--kl-horizon {ppo.kl_horizon} is shorter than the {answers} answers of one iteration; β would jump",
+        )
 
     def parts(self) -> dict[str, Any]:
         """The choices by name, those that the method does not have left out."""
@@ -190,6 +207,11 @@ class AlignConfiguration:
         idle = dict(self.adapter.idle_options())
         if self.method == "sft":
             idle["ties"] = "fine-tuning reads the best answer of each prompt and compares none"
+        if isinstance(self.objective, PPOConfiguration):
+            idle |= self.objective.idle_options()
+            names = ("held_out", "eval_data", "evaluate_every", "patience")
+            idle |= dict.fromkeys(names, "ppo measures reward and KL on the answers that it samples in every iteration")
+            idle |= dict.fromkeys(("overlong", "ties", "cache"), "ppo reads prompts, and no answers")
         return idle
 
 
@@ -197,16 +219,19 @@ METHODS: dict[str, str] = {
     "sft": "supervised fine-tuning: imitate the answers",
     "reward": "a reward model from preferences: pairs (Bradley–Terry) or K ranked answers (Plackett–Luce)",
     "dpo": "direct preference optimisation: a policy from preferences, pairs or K ranked answers",
+    "ppo": "reinforcement learning from a reward: PPO, GRPO, RLOO or REINFORCE, by --weight",
 }
 
-LEARNING_RATES: dict[str, float] = {"sft": 2e-5, "reward": 1e-5, "dpo": 1e-6}
+LEARNING_RATES: dict[str, float] = {"sft": 2e-5, "reward": 1e-5, "dpo": 1e-6, "ppo": 1e-6}
 """Defaults for all weights of a pretrained model; adapters and small models trained from scratch want more."""
 
 
-def configure(method: MethodName, *, model: str = REQUIRED, data: str = REQUIRED) -> AlignConfiguration:
-    """A method's defaults."""
-    objective = {"sft": None, "reward": RewardConfiguration(), "dpo": DPOConfiguration()}[method]
+def configure(method: MethodName, *, model: str = REQUIRED, data: str = REQUIRED, reward: str = REQUIRED) -> AlignConfiguration:
+    """A method's defaults; ``reward`` is ppo's."""
+    objectives = {"sft": None, "reward": RewardConfiguration(), "dpo": DPOConfiguration(), "ppo": PPOConfiguration(reward)}
     training = TrainingConfiguration(learning_rate=LEARNING_RATES[method])
+    if method == "ppo":  # Huang et al. (2024): a larger ε, and a schedule without warm-up, since ratios start at 1
+        training = replace(training, adam_epsilon=1e-5, learning_rate_schedule="linear", warmup=0.0)
     return AlignConfiguration(
-        method, ModelConfiguration(model), DataConfiguration(data), training=training, objective=objective
+        method, ModelConfiguration(model), DataConfiguration(data), training=training, objective=objectives[method]
     )

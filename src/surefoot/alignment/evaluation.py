@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from surefoot.alignment.configuration import DPOConfiguration, RewardConfiguration
+from surefoot.alignment.configuration import OBJECTIVES, DPOConfiguration, RewardConfiguration
 from surefoot.alignment.data.configuration import DataConfiguration, FormatName
 from surefoot.alignment.data.loading import load_examples
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
 from surefoot.alignment.likelihood.likelihood import Likelihood
+from surefoot.alignment.methods.comparisons import choose_comparison
 from surefoot.alignment.methods.dpo import DirectPreferenceOptimization
 from surefoot.alignment.methods.method import Method, groups_of
 from surefoot.alignment.methods.reward import RewardModelling
@@ -23,9 +24,9 @@ from surefoot.alignment.models.configuration import ModelConfiguration
 from surefoot.alignment.models.fingerprint import weights_fingerprint
 from surefoot.alignment.models.loading import load_policy, load_reward_model
 from surefoot.alignment.models.precision import autocast_dtype
+from surefoot.alignment.offline import evaluate_examples
 from surefoot.alignment.preparation import longest
 from surefoot.alignment.reference import LiveReference
-from surefoot.alignment.training import evaluate_examples
 from surefoot.errors import UsageError, require
 from surefoot.runs.directory import CONFIGURATION_FILE, MODEL_FOLDER, read_json
 
@@ -39,14 +40,14 @@ def evaluate_alignment(
     max_length: int | None = None,
     batch_size: int = 16,
 ) -> dict[str, Any]:
-    """Score held-out preferences with a run's model: a reward model by its score, a DPO policy by its implicit reward
+    """Score held-out preferences with a run's model: a reward model by its score, a policy of DPO or PPO by its implicit reward
     β (log π − log π_ref), a fine-tuned model by the likelihood of the answers.
 
     Args:
         run: folder of a run of ``surefoot align``.
         data: preferences, in any format that training takes.
         format: of the data.
-        reference: the model that a DPO policy started from; by default where the run found it. Its weights must be those that the
+        reference: the model that a policy of DPO or PPO started from; by default where the run found it. Its weights must be those that the
             run recorded.
         max_length: tokens that a prompt and one answer may have; as in the run by default.
         batch_size: prompts at a time.
@@ -66,7 +67,7 @@ def evaluate_alignment(
     folder = run / MODEL_FOLDER
     require(folder.is_dir(), f"{run} holds no model: it was stopped before its first update was saved")
     require(
-        reference is None or method_name == "dpo",
+        reference is None or method_name in ("dpo", "ppo"),
         f"--reference does nothing for a run of {method_name}, which is compared with no other model; leave it out",
     )
     precision = recorded["precision"]
@@ -100,10 +101,15 @@ def evaluate_alignment(
         if reward.use_margins and any(example.margins is None for example in examples):
             notices.append("the run asked for margins; where these data have none, the loss is without them")
         method = RewardModelling(likelihood_of(model), reward, recorded["comparison"])
-    elif method_name == "dpo":
+    elif method_name in ("dpo", "ppo"):
         policy = likelihood_of(load_policy(settings, tokenizer, notify=notices.append))
         live = _reference(recorded, reference, tokenizer, settings, policy, notices)
-        method = DirectPreferenceOptimization(policy, live, _choices(DPOConfiguration, recorded), recorded["comparison"])
+        if method_name == "dpo":
+            choices, comparison = _choices(DPOConfiguration, recorded), recorded["comparison"]
+        else:  # its optimum is π_ref exp(r/β)/Z too, so β log π/π_ref is the reward that it has come to stand for
+            choices = DPOConfiguration(beta=recorded["beta"] or 1.0)
+            comparison = choose_comparison(choices, examples)
+        method = DirectPreferenceOptimization(policy, live, choices, comparison)
     else:
         method = SupervisedFineTuning(likelihood_of(load_policy(settings, tokenizer, notify=notices.append)))
     with torch.no_grad():
@@ -132,7 +138,7 @@ def _recorded(run: Path) -> dict[str, Any]:
         "method" in recorded,
         f"{run} is not a run of `surefoot align`; leave --data out, and its policy is evaluated in its environment",
     )
-    kind = {"reward": RewardConfiguration, "dpo": DPOConfiguration}.get(recorded["method"])
+    kind = OBJECTIVES.get(recorded["method"])
     wanted = {
         "precision",
         "lora_rank",

@@ -10,49 +10,64 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 
 from surefoot.alignment.configuration import AlignConfiguration, DPOConfiguration
-from surefoot.alignment.data.examples import Example
 from surefoot.alignment.likelihood.likelihood import Likelihood
+from surefoot.alignment.rlhf.configuration import PPOConfiguration
 
+
+class HasTokens(Protocol):
+    """A prompt with its answers."""
+
+    @property
+    def tokens(self) -> int:
+        """How many there are in all."""
+        ...
+
+
+Item = TypeVar("Item", bound=HasTokens)
 Result = TypeVar("Result")
+
+
+def can_be_computed_at_once(configuration: AlignConfiguration, likelihood: Likelihood) -> bool:
+    """Whether two threads can compute a batch of this run.
+
+    Not where dropout draws random numbers, whose order two threads would mix; where a live reference is the policy with its
+    adapter off, which one thread must not do to the other; where a forward pass changes the model's rotary frequencies; with gradient
+    checkpointing, which looks at the state of random numbers; and on a GPU.
+    """
+    objective, adapter = configuration.objective, configuration.adapter
+    live = isinstance(objective, PPOConfiguration) or (isinstance(objective, DPOConfiguration) and objective.live_reference)
+    switches = live and adapter.lora_rank > 0
+    draws = configuration.model.dropout or adapter.lora_dropout > 0 or configuration.model.gradient_checkpointing
+    return likelihood.device.type == "cpu" and not (switches or draws or likelihood.positions_depend_on_batch)
 
 
 class Halves:
     """Computes the parts of a batch: both halves at once where that is sound, else one part after the other.
 
-    Not at once: where the batch is computed in parts to save memory; where dropout draws random numbers, whose order two threads
-    would mix; where a live reference is the policy with its adapter off, which one thread must not do to the other; where a
-    forward pass changes the model's rotary frequencies; with gradient checkpointing, which looks at the state of random numbers;
-    and on a GPU.
-
     Args:
-        configuration: of the run.
-        likelihood: of the model that is trained.
+        parts: in how many a batch is computed, to save memory; with more than one, never at once.
+        at_once: whether two halves may be computed at once (:func:`can_be_computed_at_once`).
     """
 
-    def __init__(self, configuration: AlignConfiguration, likelihood: Likelihood) -> None:
-        self._accumulation = configuration.training.accumulation
-        objective, adapter = configuration.objective, configuration.adapter
-        switches = isinstance(objective, DPOConfiguration) and objective.live_reference and adapter.lora_rank > 0
-        draws = configuration.model.dropout or adapter.lora_dropout > 0 or configuration.model.gradient_checkpointing
+    def __init__(self, parts: int, *, at_once: bool) -> None:
+        self._parts = parts
         threads = torch.get_num_threads()
-        changes = switches or draws or likelihood.positions_depend_on_batch
-        sound = likelihood.device.type == "cpu" and self._accumulation == 1 and not changes
         self._pool: ThreadPoolExecutor | None = None
-        if sound and threads >= 2:
+        if at_once and parts == 1 and threads >= 2:
             # PyTorch keeps the number of threads per thread: the optimiser's step still has all cores.
             self._pool = ThreadPoolExecutor(2, initializer=lambda: torch.set_num_threads(threads // 2))
 
-    def map(self, compute: Callable[[list[Example]], Result], examples: Sequence[Example]) -> Iterable[Result]:
+    def map(self, compute: Callable[[list[Item]], Result], items: Sequence[Item]) -> Iterable[Result]:
         """``compute`` of every part, in the parts' order."""
-        by_length = sorted(examples, key=lambda e: e.tokens)
-        if self._pool is not None and len(examples) >= 2:
+        by_length = sorted(items, key=lambda e: e.tokens)
+        if self._pool is not None and len(items) >= 2:
             return self._pool.map(compute, (by_length[0::2], by_length[1::2]))
-        edges = [len(by_length) * i // self._accumulation for i in range(self._accumulation + 1)]
+        edges = [len(by_length) * i // self._parts for i in range(self._parts + 1)]
         parts = (by_length[a:b] for a, b in pairwise(edges) if a < b)
         return map(compute, parts)
 

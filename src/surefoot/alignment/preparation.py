@@ -30,6 +30,7 @@ from surefoot.alignment.models.fingerprint import weights_fingerprint
 from surefoot.alignment.models.loading import load_policy, load_reward_model
 from surefoot.alignment.models.precision import autocast_dtype, device_of
 from surefoot.alignment.reference import KeptReference, LiveReference, Reference, ReferenceCache, evaluate_reference
+from surefoot.alignment.rlhf.configuration import PPOConfiguration
 from surefoot.errors import UsageError
 from surefoot.runs.progress import Progress
 
@@ -93,6 +94,7 @@ def prepare_model(
     With DPO the reference is evaluated here, unless it is live.
     """
     training, seed, objective = configuration.training, configuration.training.seed, configuration.objective
+    assert not isinstance(objective, PPOConfiguration)
     device_of(configuration.model)
     comparison = None if objective is None else choose_comparison(objective, data.train)
     if objective is not None and objective.objective == "auto":

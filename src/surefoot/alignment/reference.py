@@ -17,7 +17,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from surefoot.alignment.data.examples import Example
-from surefoot.alignment.likelihood.likelihood import Likelihood
+from surefoot.alignment.likelihood.distribution import PLAIN, AnswerDistribution
+from surefoot.alignment.likelihood.likelihood import CompletionLogProbabilities, Likelihood
+from surefoot.alignment.likelihood.packing import Group
 from surefoot.alignment.methods.method import groups_of
 from surefoot.errors import RunError, UsageError
 from surefoot.runs.directory import write_whole
@@ -48,12 +50,16 @@ class LiveReference:
 
     def log_probabilities(self, examples: Sequence[Example]) -> Float[torch.Tensor, " N"]:
         """Log π_ref(y|x) of every answer, computed now."""
+        return self.completions(groups_of(examples)).sums()
+
+    def completions(self, groups: Sequence[Group], *, under: AnswerDistribution = PLAIN) -> CompletionLogProbabilities:
+        """Log π_ref of every token, computed now."""
         model = self._likelihood.model
         was_training = model.training
         model.eval()  # the reference has no dropout, whatever the policy is trained with
         try:
             with torch.no_grad(), self._switched_off():
-                return self._likelihood.completions(groups_of(examples)).sums()
+                return self._likelihood.completions(groups, under=under)
         finally:
             model.train(was_training)
 

@@ -1,40 +1,56 @@
-"""The training loop of fine-tuning, reward models and DPO: batches, updates, reports, and a model kept at the end."""
+"""From a configuration to a run's folder: prepare, train until the end or a stop, and keep the model whatever happens."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from surefoot.alignment.configuration import AlignConfiguration, TrainingConfiguration
-from surefoot.alignment.data.examples import Example
+from surefoot.alignment.configuration import AlignConfiguration
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
-from surefoot.alignment.halves import Halves
-from surefoot.alignment.methods.method import Method, Sums
-from surefoot.alignment.models.adapters import trainable_parameters
 from surefoot.alignment.models.card import model_card
-from surefoot.alignment.models.counting import matrix_rate
-from surefoot.alignment.models.precision import autocast_dtype
 from surefoot.alignment.models.saving import save_model
-from surefoot.alignment.optimization import descend, learning_rate_at, make_optimizer
-from surefoot.alignment.preparation import Data, Learner, prepare_data, prepare_model
-from surefoot.alignment.watch import ChosenWatch
-from surefoot.errors import RunError, UsageError
+from surefoot.alignment.offline import Offline
+from surefoot.alignment.rlhf.online import Online
+from surefoot.errors import UsageError
 from surefoot.runs.directory import CONFIGURATION_FILE, MODEL_FOLDER, SUMMARY_FILE, create_run_folder, write_json
 from surefoot.runs.metrics import MetricsWriter
 from surefoot.runs.progress import Progress
 from surefoot.runs.stopping import StopRequest
 
-Metrics = dict[str, float]
+CARD = ("final_loss", "accuracy", "reward", "kl_reference", "prompts", "pairs", "answers", "interrupted")
+"""Of a run's results, what its model's card states."""
+
+
+class Run(Protocol):
+    """Learning, from given answers or from its own."""
+
+    ended_early: str | None
+    """Why it ended before its time, where it did so by itself."""
+
+    def advance(self) -> Iterator[None]:
+        """One update, or iteration, at a time."""
+        ...
+
+    def finish(self) -> None:
+        """Settle which weights are kept, whatever ended the run."""
+        ...
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it was stopped before its end."""
+        ...
+
+    def result(self, seconds: float) -> dict[str, Any]:
+        """The run in numbers; ``seconds`` is how long it went on."""
+        ...
 
 
 def align(
@@ -49,12 +65,12 @@ def align(
         command: the command line, for the model card.
 
     Returns:
-        what ``surefoot align --json`` prints: method, run, model, prompts and pairs trained on (every epoch counts),
-        prompts_per_second, pairs_per_second and tokens_per_second (prompt tokens once per update, and answers'), final_loss and
-        accuracy (of the held-out data where there are some, else the means of the last epoch), peak_mb, seconds, startup_seconds
-        (imports, loading, tokenising and a reference that is evaluated beforehand; rates exclude it), reference_seconds (that
-        reference alone), best_update (with patience), utilization (operations that the updates needed ÷ their time ÷ the measured rate of
-        matrix products), interrupted and ended_early.
+        what ``surefoot align --json`` prints: method, run, model, peak_mb, seconds, startup_seconds (imports, loading, tokenising and a
+        reference that is evaluated beforehand; rates exclude it), interrupted, ended_early, utilization (operations that the updates
+        needed ÷ their time ÷ the measured rate of matrix products). From given answers also: prompts and pairs trained on (every
+        epoch counts), prompts_per_second, pairs_per_second and tokens_per_second (prompt tokens once per update, and answers'),
+        final_loss and accuracy (of the held-out data where there are some, else the means of the last epoch), reference_seconds and
+        best_update (with patience). Of PPO: :meth:`surefoot.alignment.rlhf.online.OnlineRun.result`.
 
     Raises:
         UsageError: something in the configuration or the data cannot be used.
@@ -70,269 +86,55 @@ def align(
             print(sentence, file=sys.stderr, flush=True)
 
     folder = create_run_folder(training.out, name=f"{method}-{Path(configuration.model.model).name}")
+    prepare = Online.prepare if method == "ppo" else Offline.prepare
     try:
-        data = prepare_data(configuration, tokenizer, tell)
-        learner = prepare_model(configuration, tokenizer, data, tell, quiet=quiet)
+        prepared: Offline | Online = prepare(configuration, tokenizer, tell, quiet=quiet)
     except UsageError:
         with contextlib.suppress(OSError):
             folder.rmdir()  # empty: nothing was done in it
         raise
     found = Path(configuration.model.model).expanduser()
-    recorded = configuration.as_dict() | {
-        "comparison": learner.comparison,
-        "reference_fingerprint": learner.reference_fingerprint,
-        "model_folder": str(found.resolve()) if found.exists() else None,
-    }
+    resolved = str(found.resolve()) if found.exists() else None
+    recorded = configuration.as_dict() | prepared.recorded | {"model_folder": resolved}
     write_json(folder / CONFIGURATION_FILE, recorded)
-    total = training.epochs * -(-len(data.train) // training.batch_size)
     with StopRequest().listening() as stop, ExitStack() as stack:
         writer = stack.enter_context(MetricsWriter(folder, tensorboard=training.tensorboard))
         label = f"{method} {Path(configuration.model.model).name}"
-        progress = Progress(label, training.epochs * len(data.train), unit="prompts", quiet=quiet)
-        stack.enter_context(progress)
-        run = _Run(configuration, learner, data, total, writer, progress)
-        stack.callback(run.halves.close)
+        progress = stack.enter_context(Progress(label, prepared.prompts, unit="prompts", quiet=quiet))
+        run: Run = prepared.start(folder, writer, progress)
         startup = time.time() - started
         start = time.perf_counter()
         try:
-            for examples, ends_epoch in run.batches():
-                run.update(examples, ends_epoch=ends_epoch)
+            for _ in run.advance():
                 if stop.signal is not None or run.ended_early is not None:
                     break
         finally:
             seconds = time.perf_counter() - start
-            run.restore_best()
-            result = run.result(folder, seconds=seconds, startup=startup)
-            learner.method.likelihood.release()
+            run.finish()
+            result = {
+                "method": method,
+                "run": str(folder),
+                "model": str(folder / MODEL_FOLDER),
+                **run.result(seconds),
+                "peak_mb": peak_megabytes(),
+                "seconds": startup + seconds,
+                "startup_seconds": startup,
+                "interrupted": run.unfinished,
+                "ended_early": run.ended_early,
+            }
+            prepared.likelihood.release()
             card = model_card(
                 method=method,
                 base_model=configuration.model.model,
                 command=command or f"surefoot align {method}",
-                data=data.description,
+                data=prepared.description,
                 settings=configuration.as_dict(),
-                metrics={
-                    k: result[k] for k in ("final_loss", "accuracy", "prompts", "pairs", "interrupted") if result[k] is not None
-                },
+                metrics={name: result[name] for name in CARD if result.get(name) is not None},
                 chat=tokenizer.chat_template is not None,
             )
-            save_model(learner.model, tokenizer, folder / MODEL_FOLDER, card=card)
+            save_model(prepared.model, tokenizer, folder / MODEL_FOLDER, card=card)
     write_json(folder / SUMMARY_FILE, result)
     return result
-
-
-@dataclass
-class _Run:
-    """What changes while a run goes on."""
-
-    configuration: AlignConfiguration
-    learner: Learner
-    data: Data
-    total: int
-    """Updates of the whole run."""
-    writer: MetricsWriter
-    progress: Progress
-    updates: int = 0
-    prompts: int = 0
-    pairs: int = 0
-    tokens: int = 0
-    operations: float = 0.0
-    """That updates needed; nothing that was computed twice counts twice."""
-    updating: float = 0.0
-    """Seconds of updates, without evaluation and reports."""
-    ended_early: str | None = None
-    epoch: dict[str, list[float]] = field(default_factory=dict)
-    """Sums and counts of the epoch's metrics so far."""
-    last: Metrics = field(default_factory=dict)
-    """Means of the last whole epoch, or of what there is of it."""
-    evaluated: Metrics = field(default_factory=dict)
-    best: tuple[float, int, dict[str, torch.Tensor]] | None = None
-    """The lowest loss on held-out data, after how many updates, and the weights it was reached with."""
-    without_progress: int = 0
-
-    def __post_init__(self) -> None:
-        training = self.configuration.training
-        self.parameters = trainable_parameters(self.learner.model)
-        self.optimizer = make_optimizer(self.parameters, training)
-        self.generator = torch.Generator().manual_seed(training.seed)
-        self.watch = ChosenWatch()
-        method = self.learner.method
-        self.halves = Halves(self.configuration, method.likelihood)
-        dtype = autocast_dtype(self.configuration.model) or next(p.dtype for _, p in self.parameters)
-        self.matrix_rate = matrix_rate(method.likelihood.device, 0.1, dtype=dtype)
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()  # that measurement is no part of the run
-        self.began = time.perf_counter()
-
-    @property
-    def training(self) -> TrainingConfiguration:
-        return self.configuration.training
-
-    def batches(self) -> Iterator[tuple[list[Example], bool]]:
-        """Every epoch all examples in a new order, and whether the batch is its epoch's last."""
-        examples, size = self.data.train, self.training.batch_size
-        for _ in range(self.training.epochs):
-            order = torch.randperm(len(examples), generator=self.generator).tolist()
-            for begin in range(0, len(order), size):
-                yield [examples[i] for i in order[begin : begin + size]], begin + size >= len(order)
-
-    def update(self, examples: list[Example], *, ends_epoch: bool) -> None:
-        """One step of the optimiser, its report, and an evaluation where one is due."""
-        training, method = self.training, self.learner.method
-        began = time.perf_counter()
-        before = method.likelihood.work.operations
-        learning_rate = learning_rate_at(self.updates, self.total, training)
-        loss, sums = self.gradients(examples)
-        needed = method.likelihood.work.operations - before
-        norm = descend(
-            self.optimizer, self.parameters, learning_rate=learning_rate, max_gradient_norm=training.max_gradient_norm
-        )
-        seconds = time.perf_counter() - began
-        self.operations += needed
-        self.updating += seconds
-        self.updates += 1
-        self.prompts += len(examples)
-        self.pairs += sum(len(e.pairs) for e in examples)
-        tokens = sum(e.tokens for e in examples)
-        self.tokens += tokens
-        means = {name: float(total) / count for name, (total, count) in sums.items()}
-        self._remember(loss, sums, examples)
-        report: dict[str, float | None] = {
-            "update": self.updates,
-            "prompts": self.prompts,
-            "epoch": self.prompts / len(self.data.train),
-            "loss": loss,
-            **means,
-            "gradient_norm": norm,
-            "learning_rate": learning_rate,
-            "speed/prompts_per_second": len(examples) / seconds,
-            "speed/tokens_per_second": tokens / seconds,
-            "speed/utilization": needed / seconds / self.matrix_rate,
-        }
-        if warning := self.watch.look(means):
-            self.progress.say(warning)
-        every = training.evaluate_every
-        due = self.updates % every == 0 or self.updates == self.total if every else ends_epoch
-        if self.data.held_out and due:
-            self.evaluated = self.evaluate(self.data.held_out)
-            report |= {f"evaluation/{name}": value for name, value in self.evaluated.items()}
-            self._judge(self.evaluated["loss"])
-        self.writer.write(self.prompts, report)
-        if ends_epoch:
-            self.epoch = {}
-        shown = f"loss {loss:.4f}" + (f"  {method.headline} {means[method.headline]:.3f}" if method.headline in means else "")
-        self.progress.update(self.prompts, rate=self.prompts / (time.perf_counter() - self.began), reached=shown)
-
-    def gradients(self, examples: Sequence[Example]) -> tuple[float, Sums]:
-        """Accumulate the gradients of a batch, computed in as many parts as the configuration asks for."""
-        method = self.learner.method
-        denominators = method.denominators(examples)
-
-        def compute(part: list[Example]) -> tuple[float, Sums]:
-            share = method.parts(part, denominators)
-            share.loss.backward()
-            return float(share.loss.detach()), share.sums
-
-        loss, sums = 0.0, Sums()
-        for of_part, more in self.halves.map(compute, examples):
-            loss += of_part
-            _add(sums, more)
-        if not math.isfinite(loss):
-            rows = ", ".join(str(e.number) for e in examples[:5])
-            raise RunError(
-                f"the loss of update {self.updates + 1} is {loss}, on the batch with rows {rows}, …; the model is kept as it was"
-                " before that update: a smaller --learning-rate may help"
-            )
-        return loss, sums
-
-    @torch.no_grad()
-    def evaluate(self, examples: list[Example]) -> Metrics:
-        """Loss and metrics of examples, as means over all of them."""
-        model = self.learner.model
-        model.eval()
-        try:
-            metrics = evaluate_examples(self.learner.method, examples, batch_size=self.training.batch_size)
-        finally:
-            model.train()
-        if not math.isfinite(metrics["loss"]):
-            raise RunError(
-                f"the loss on held-out data is {metrics['loss']} after update {self.updates}; a smaller --learning-rate may help"
-            )
-        return metrics
-
-    def _judge(self, loss: float) -> None:
-        """Keep the best weights, and see whether patience is at its end."""
-        patience = self.training.patience
-        if patience is None:
-            return
-        if self.best is None or loss < self.best[0]:
-            weights = {name: p.detach().clone() for name, p in self.parameters}
-            self.best, self.without_progress = (loss, self.updates, weights), 0
-            return
-        self.without_progress += 1
-        if self.without_progress >= patience and self.updates < self.total:
-            self.ended_early = (
-                f"stopped after {self.updates} of {self.total} updates: the loss on held-out data has not fallen in"
-                f" {patience} evaluations; the model is that of update {self.best[1]}"
-            )
-            self.progress.say(self.ended_early)
-
-    def restore_best(self) -> None:
-        """The weights with the lowest held-out loss, where patience was given."""
-        if self.best is None or self.best[1] == self.updates:
-            return
-        if self.ended_early is None:
-            self.progress.say(f"the loss on held-out data was lowest after update {self.best[1]}: the model is that one")
-        with torch.no_grad():
-            for name, parameter in self.parameters:
-                parameter.copy_(self.best[2][name])
-        self.evaluated = self.evaluate(self.data.held_out)
-
-    def _remember(self, loss: float, sums: Sums, examples: Sequence[Example]) -> None:
-        weight = next(iter(self.learner.method.denominators(examples).values()))
-        for name, (total, count) in (sums | {"loss": (torch.tensor(loss * weight), weight)}).items():
-            kept = self.epoch.setdefault(name, [0.0, 0.0])
-            kept[0] += float(total)
-            kept[1] += count
-        self.last = {name: total / count for name, (total, count) in self.epoch.items()}
-
-    def result(self, folder: Path, *, seconds: float, startup: float) -> dict[str, Any]:
-        """The run in numbers."""
-        reached = {name: value for name, value in (self.evaluated or self.last).items() if math.isfinite(value)}
-        rate = (lambda count: count / seconds) if seconds > 0 and self.updates else (lambda count: None)
-        return {
-            "method": self.configuration.method,
-            "run": str(folder),
-            "model": str(folder / MODEL_FOLDER),
-            "prompts": self.prompts,
-            "pairs": self.pairs,
-            "prompts_per_second": rate(self.prompts),
-            "pairs_per_second": rate(self.pairs),
-            "tokens_per_second": rate(self.tokens),
-            "final_loss": reached.get("loss"),
-            "accuracy": reached.get("accuracy"),
-            "metrics": reached,
-            "peak_mb": peak_megabytes(),
-            "seconds": startup + seconds,
-            "startup_seconds": startup,
-            "reference_seconds": self.learner.reference_seconds,
-            "updates": self.updates,
-            "best_update": self.best[1] if self.best is not None else None,
-            "utilization": self.operations / self.matrix_rate / self.updating if self.updating else None,
-            "interrupted": self.updates < self.total and self.ended_early is None,
-            "ended_early": self.ended_early,
-        }
-
-
-def evaluate_examples(method: Method, examples: Sequence[Example], *, batch_size: int) -> Metrics:
-    """Loss and metrics of examples, as means over all of them whatever the batches; gradients and modes are the caller's."""
-    denominators = method.denominators(examples)
-    loss, sums = 0.0, Sums()
-    by_length = sorted(examples, key=lambda e: e.tokens)
-    for begin in range(0, len(by_length), batch_size):
-        share = method.parts(by_length[begin : begin + batch_size], denominators)
-        loss += float(share.loss)
-        _add(sums, share.sums)
-    return {"loss": loss} | {name: float(total) / count for name, (total, count) in sums.items()}
 
 
 def peak_megabytes() -> float:
@@ -340,9 +142,3 @@ def peak_megabytes() -> float:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def _add(sums: Sums, more: Sums) -> None:
-    for name, (total, count) in more.items():
-        before = sums.get(name)
-        sums[name] = (total, count) if before is None else (before[0] + total, before[1] + count)

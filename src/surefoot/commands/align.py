@@ -1,4 +1,4 @@
-"""``surefoot align``: fine-tuning, reward models and DPO on Hugging Face models."""
+"""``surefoot align``: fine-tuning, reward models, DPO and PPO on Hugging Face models."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import sys
 from typing import Any
 
 from surefoot.alignment.configuration import METHODS, REQUIRED, AlignConfiguration, MethodName, configure
-from surefoot.commands.options import DONE, FAILED, WRONG_INPUT, Output, parse_configuration, value_of
+from surefoot.commands.options import DONE, FAILED, WRONG_INPUT, Output, given, parse_configuration, value_of
 from surefoot.errors import UsageError
+
+ANSWERS = "a file of prompts and answers, or a name on the Hugging Face hub"
+DATA = dict.fromkeys(("sft", "reward", "dpo"), ANSWERS) | {"ppo": "a file of prompts, or a name on the Hugging Face hub"}
 
 
 def run(arguments: list[str], *, started: float) -> int:
@@ -35,19 +38,26 @@ def run(arguments: list[str], *, started: float) -> int:
 
 def _options(method: MethodName, arguments: list[str]) -> tuple[AlignConfiguration, Output]:
     """The options of one method: the parts of its configuration side by side."""
+    wanted = [("--model", "a folder with a Hugging Face model, or a name on the Hugging Face hub"), ("--data", DATA[method])]
+    if method == "ppo":
+        wanted.append(("--reward", "a reward model's folder, or a Python function as module:function"))
+        if option := given(("--top-k", "--top-p"), arguments):
+            raise UsageError(
+                f"{option} is refused in training: a token that was sampled could leave the next policy's support, and its ratio would"
+                " mean nothing; --temperature is what changes sampling, and `surefoot generate` takes --top-k and --top-p"
+            )
     if not {"-h", "--help"} & set(arguments):
-        for option, what in (("--model", "a folder with a Hugging Face model"), ("--data", "a file of prompts and answers")):
+        for option, what in wanted:
             if value_of(option, arguments) is None:
-                raise UsageError(f"{option} is missing; give {what}, or a name on the Hugging Face hub")
-    defaults = configure(
-        method, model=value_of("--model", arguments) or REQUIRED, data=value_of("--data", arguments) or REQUIRED
-    )
+                raise UsageError(f"{option} is missing; give {what}")
+    named = {name: value_of(f"--{name}", arguments) or REQUIRED for name in ("model", "data", "reward")}
+    defaults = configure(method, **named)
     return parse_configuration(defaults, arguments, program=f"surefoot align {method}", summary=METHODS[method])
 
 
 def _report(result: dict[str, Any]) -> None:
-    named = (("loss", "final_loss"), ("accuracy", "accuracy"))
-    reached = ", ".join(f"{name} {result[key]:.4g}" for name, key in named if result[key] is not None)
+    named = (("loss", "final_loss"), ("accuracy", "accuracy"), ("reward", "reward"), ("KL to the reference", "kl_reference"))
+    reached = ", ".join(f"{name} {result[key]:.4g}" for name, key in named if result.get(key) is not None)
     rate = result["prompts_per_second"] or 0.0
     print(
         f"{'stopped early' if result['interrupted'] else 'done'}: {reached}, {result['prompts']:,} prompts in {result['seconds']:.1f} s"

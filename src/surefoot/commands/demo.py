@@ -11,12 +11,12 @@ from surefoot.commands.options import DONE, FAILED, Output, parse
 
 @dataclass(frozen=True)
 class Demo:
-    """Train PPO on CartPole-v1 and show that it learns: about half a minute, nothing to choose."""
+    """PPO on CartPole-v1; then fine-tuning, a reward model, PPO and DPO on a tiny language task: about three minutes, nothing to choose."""
 
     out: str | None = None
-    """Folder of the run; by default runs/demo-TIME."""
+    """Folder of the runs; by default runs/demo-TIME."""
     seed: int = 0
-    """Seed of the run."""
+    """Seed of everything."""
     output: tyro.conf.OmitArgPrefixes[Output] = field(default_factory=Output)
 
 

@@ -1,4 +1,4 @@
-"""``surefoot inspect``: preference data as a model sees them, token by token."""
+"""``surefoot inspect``: prompts and preference data as a model sees them, token by token."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STYLES = {"BOS": "bold magenta", "EOS": "bold magenta", "prompt": "cyan", "answe
 
 @dataclass(frozen=True)
 class Inspect:
-    """Show the first rows of preference data token by token, and count what is in all of them."""
+    """Show the first rows of prompts or preference data token by token, and count what is in all of them."""
 
     data: tyro.conf.Positional[str]
     """A file, a folder, or a name on the Hugging Face hub."""
@@ -28,8 +28,9 @@ class Inspect:
     """Folder of the model, or its name on the hub; only its tokenizer is loaded."""
     rows: int = 3
     """How many rows to show."""
-    purpose: Literal["auto", "sft", "preference"] = "auto"
-    """Read the data for supervised fine-tuning (one answer per prompt) or for preferences; auto takes what they are."""
+    purpose: Literal["auto", "sft", "preference", "prompts"] = "auto"
+    """Read the data for supervised fine-tuning (one answer per prompt), for preferences, or for their prompts alone; auto takes
+    what they are."""
     format: FormatName = "auto"
     """Columns to read; auto takes the format that most rows fit."""
     split: str | None = None
@@ -114,16 +115,18 @@ def _counts(result: dict[str, Any]) -> list[Text]:
     facts = [
         ("rows", f"{said['rows']:,}, of which {said['used']:,} are used"),
         ("prompts, tokens", _lengths(said["prompt_tokens"])),
-        ("answers, tokens", _lengths(said["answer_tokens"])),
-        ("answers cut", f"{said['truncated']:,} of {said['answers']:,}, at {said['max_length']:,} tokens with the prompt"),
-        ("answers per row", ", ".join(f"K = {size} in {count:,} rows" for size, count in said["ranking_sizes"].items())),
-        ("rankings with ties", f"{said['tied']:,}"),
-        (
-            "different prompts",
-            f"{said['different_prompts']:,}; {said['share_of_rows_with_shared_prompt']:.0%} of the rows share theirs",
-        ),
-        ("duplicate rows", f"{said['duplicate_rows']:,}"),
     ]
+    if said["purpose"] != "prompts":
+        facts += [
+            ("answers, tokens", _lengths(said["answer_tokens"])),
+            ("answers cut", f"{said['truncated']:,} of {said['answers']:,}, at {said['max_length']:,} tokens with the prompt"),
+            ("answers per row", ", ".join(f"K = {size} in {count:,} rows" for size, count in said["ranking_sizes"].items())),
+            ("rankings with ties", f"{said['tied']:,}"),
+        ]
+    shared = f"{said['share_of_rows_with_shared_prompt']:.0%} of the rows share theirs"
+    facts.append(("different prompts", f"{said['different_prompts']:,}; {shared}"))
+    if said["purpose"] != "prompts":
+        facts.append(("duplicate rows", f"{said['duplicate_rows']:,}"))
     width = max(len(name) for name, _ in facts)
     return [
         *(Text(f"{name.ljust(width)}  {fact}") for name, fact in facts),

@@ -3,9 +3,14 @@ covers.
 """
 
 from surefoot.equations._library import Array, namespace
-from surefoot.equations.controllers import adapt_kl_coefficient, ascend_kl_multiplier
+from surefoot.equations.controllers import (
+    adapt_kl_coefficient,
+    adapt_kl_coefficient_proportionally,
+    ascend_kl_multiplier,
+)
 from surefoot.equations.distributions import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
 from surefoot.equations.divergences import kl_k1, kl_k2, kl_k3
+from surefoot.equations.groups import group_advantages, leave_one_out_advantages
 from surefoot.equations.importance import (
     WeightDiagnostics,
     cumulative_log_weights,
@@ -57,6 +62,7 @@ from surefoot.equations.weights import (
     policy_gradient_weights,
     returns_so_far,
 )
+from surefoot.equations.whitening import whiten
 
 __all__ = [
     "WEIGHTS",
@@ -74,6 +80,7 @@ __all__ = [
     "Weight",
     "WeightDiagnostics",
     "adapt_kl_coefficient",
+    "adapt_kl_coefficient_proportionally",
     "ascend_kl_multiplier",
     "bradley_terry_loss",
     "clipped_surrogate",
@@ -84,6 +91,7 @@ __all__ = [
     "discounted_returns",
     "elapsed_steps",
     "generalized_advantages",
+    "group_advantages",
     "implicit_rewards",
     "importance_ratio",
     "ipo_loss",
@@ -91,6 +99,7 @@ __all__ = [
     "kl_k2",
     "kl_k3",
     "lambda_returns",
+    "leave_one_out_advantages",
     "masked_mean",
     "masked_sum",
     "n_step_returns",
@@ -112,4 +121,5 @@ __all__ = [
     "weight_diagnostics",
     "weighted_importance_estimate",
     "weighted_per_decision_importance_estimate",
+    "whiten",
 ]

@@ -6,9 +6,10 @@ from jaxtyping import Float
 
 from surefoot.equations._library import Array, namespace
 
-__all__ = ["adapt_kl_coefficient", "ascend_kl_multiplier"]
+__all__ = ["adapt_kl_coefficient", "adapt_kl_coefficient_proportionally", "ascend_kl_multiplier"]
 
 SMALLEST, LARGEST = 1e-8, 1e8
+LARGEST_ERROR = 0.2
 
 
 def adapt_kl_coefficient(coefficient: Float[Array, ""], *, kl: Float[Array, ""], target: float | Array) -> Float[Array, ""]:
@@ -54,3 +55,34 @@ def ascend_kl_multiplier(
     """
     xp = namespace(multiplier, kl)
     return xp.clip(multiplier + learning_rate * (kl - target), 0.0, LARGEST)
+
+
+def adapt_kl_coefficient_proportionally(
+    coefficient: Float[Array, ""], *, kl: Float[Array, ""], target: float | Array, answers: int, horizon: int
+) -> Float[Array, ""]:
+    """β ← β (1 + e n/H) with e = clip(KL/d − 1, −0.2, 0.2): towards d in small steps, in proportion to what is missing.
+
+    H is how many answers it takes to change β by a factor of about e^0.2 when KL is far from d, however many come at a time.
+
+    Args:
+        coefficient: β > 0, in reward units per nat.
+        kl: mean KL(π‖π_ref) of the answers, in nats.
+        target: d > 0, in nats.
+        answers: n, how many answers the KL was measured on.
+        horizon: H ≥ n.
+
+    Returns:
+        β for the next update, within 1e−8 … 1e8.
+
+    Raises:
+        ValueError: d is not positive, or H is below n: then β could change by more than a fifth at once, even its sign.
+
+    Source: Ziegler et al., Fine-Tuning Language Models from Human Preferences (2019), section 2.2.
+    """
+    if isinstance(target, int | float) and not target > 0:
+        raise ValueError(f"target must be positive, but is {target}")
+    if not 1 <= answers <= horizon:
+        raise ValueError(f"horizon must be at least the number of answers, {answers}, but is {horizon}")
+    xp = namespace(coefficient, kl)
+    error = xp.clip(kl / target - 1, -LARGEST_ERROR, LARGEST_ERROR)
+    return xp.clip(coefficient * (1 + error * (answers / horizon)), SMALLEST, LARGEST)

@@ -1,9 +1,12 @@
 """Estimators of KL(p‖q) from samples of p, one term per sample; closed forms stand with the distributions.
 
 With r = q(x)/p(x) and x ~ p, all from log r alone. k1 is unbiased and noisy, and negative on some samples. k2 is
-biased with low variance. k3 is unbiased, never negative, and has low variance where p and q are close. As *losses*
-they differ: the gradient of k2's expectation, samples held fixed, is that of KL at q = p, while that of k1 is zero in
-expectation.
+biased with low variance. k3 is unbiased, never negative, and has low variance where p and q are close.
+
+As *losses*, samples held fixed, they differ. Where q is trained (p = π_old), E_p[∇k1] = E_p[∇k3] = ∇KL(p‖q), and E_p[∇k2] is that to
+first order in p − q. Where p itself is trained (p = π, q = π_ref), E_p[∇k1] = 0, E_p[∇k2] = ∇KL(p‖q) exactly, and E_p[∇k3] = ∇KL(q‖p),
+the other direction. There x must be the whole of what p chose, an answer and not a token: that a token also changes which later ones
+follow, and their divergence, is in no sum of per-token terms.
 
 Source: Schulman, Approximating KL Divergence (2020), http://joschu.net/blog/kl-approx.html.
 """

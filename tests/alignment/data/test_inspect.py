@@ -153,3 +153,28 @@ def test_the_same_token_is_bos_before_and_eos_behind():
 
 def test_a_token_of_a_line_end_is_shown():
     assert tokens_of(qwen_like()("\n").input_ids, qwen_like(), marks=())[0].text == "\n"
+
+
+def test_prompts_without_answers_are_shown(tmp_path, capsys, model):
+    rows = [{"prompt": "what is", "answer": 4}, {"prompt": "the"}, {"prompt": "the"}, {"prompt": ""}]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    out = printed(capsys, str(path), "--model", model, "--rows", "1")
+    lines = out.splitlines()
+    assert lines[lines.index("row 1") + 1].partition("): ")[2].replace("|", "") == "<s>‹BOS›␣what␣is"
+    assert "answer 0" not in out
+    assert "rows               4, of which 3 are used" in out
+    assert "different prompts  2; 67% of the rows share theirs" in out
+    assert "answers" not in out.split("prompts, tokens")[1].split("different")[0]
+    assert "reward functions can ask for the other columns: answer" in out
+    assert "1 row repeats an earlier row's prompt, and is kept" in out
+    assert "not used: its prompt is empty (row 4)" in out
+    result = json.loads(printed(capsys, str(path), "--model", model, "--json"))
+    assert result["description"]["purpose"] == "prompts"
+    assert result["rows"][0]["answers"] == []
+
+
+def test_the_prompts_of_data_with_answers_can_be_asked_for(capsys, data, model):
+    result = json.loads(printed(capsys, data, "--model", model, "--json", "--purpose", "prompts"))
+    assert (result["description"]["format"], result["description"]["used"]) == ("preference", 5)
+    assert [row["answers"] for row in result["rows"]] == [[], [], []]
+    assert result["warnings"] == []

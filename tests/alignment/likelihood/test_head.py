@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from surefoot.alignment.likelihood.head import token_log_probabilities
+from surefoot.alignment.likelihood import head
+from surefoot.alignment.likelihood.head import Excluded, token_log_probabilities, token_log_probabilities_and_entropies
 
 ROWS, SIZE, VOCABULARY = 23, 6, 11
 ROW_OF = torch.tensor(sorted([*range(ROWS), 0, 0, 5, 22]))
@@ -96,3 +97,80 @@ def test_a_second_backward_pass_is_refused_where_the_softmax_was_used_up():
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         torch.autograd.grad(total, hidden)
     assert first[0].shape == hidden.shape
+
+
+ENDS = torch.tensor([2, 7])
+EARLY = torch.tensor([0, 1, 5, 13, 22])
+"""Rows in which the end tokens cannot be drawn."""
+
+
+def in_float64(hidden, weight, bias, *, excluded):
+    """Log-probabilities of the targets, and entropies of the rows, by PyTorch's own functions in twice the precision."""
+    logits = torch.nn.functional.linear(hidden.double(), weight.double(), None if bias is None else bias.double())
+    hidden_away = torch.zeros_like(logits, dtype=torch.bool)
+    if excluded:
+        hidden_away[EARLY[:, None], ENDS] = True
+    logits = logits.masked_fill(hidden_away, -torch.inf)
+    entropies = torch.stack(
+        [torch.distributions.Categorical(logits=row[there]).entropy() for row, there in zip(logits, ~hidden_away, strict=True)]
+    )
+    return logits.log_softmax(-1)[ROW_OF, TARGET], entropies
+
+
+@pytest.mark.parametrize("counted", ["both", "tokens", "entropies"])
+@pytest.mark.parametrize("excluded", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+def test_entropies_and_excluded_tokens_are_those_of_float64(sizes, bias, excluded, counted, monkeypatch):
+    monkeypatch.setattr(head, "BLOCK_BYTES", 4 * 4 * VOCABULARY)
+    inputs_ = inputs(bias=bias)
+    leaves = [x for x in inputs_ if x is not None]
+    hidden, weight, biases = inputs_
+    tokens, entropies = token_log_probabilities_and_entropies(
+        hidden=hidden,
+        weight=weight,
+        bias=biases,
+        row_of=ROW_OF,
+        target=TARGET,
+        excluded=Excluded(EARLY, ENDS) if excluded else None,
+        **sizes,
+    )
+    exact_tokens, exact_entropies = in_float64(*inputs_, excluded=excluded)
+    assert (exact_tokens == -torch.inf).any() == excluded
+    torch.testing.assert_close(tokens, exact_tokens.float(), rtol=0, atol=2e-6)
+    torch.testing.assert_close(entropies, exact_entropies.float(), rtol=0, atol=2e-6)
+    of_tokens = torch.linspace(-2, 3, len(ROW_OF)) * (counted != "entropies")
+    of_entropies = torch.linspace(3, -1, ROWS) * (counted != "tokens")
+
+    def slope(tokens, entropies):
+        terms = {"both": [(tokens, of_tokens), (entropies, of_entropies)], "tokens": [(tokens, of_tokens)]}
+        pairs = terms.get(counted, [(entropies, of_entropies)])
+        return torch.autograd.grad([x for x, _ in pairs], leaves, [g.to(x.dtype) for x, g in pairs])
+
+    for mine, exact in zip(slope(tokens, entropies), slope(exact_tokens, exact_entropies), strict=True):
+        torch.testing.assert_close(mine, exact.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+def test_an_excluded_token_gets_no_gradient_at_all(sizes):
+    hidden, weight, bias = inputs(bias=True)
+    every = Excluded(torch.arange(ROWS), ENDS)
+    tokens, entropies = token_log_probabilities_and_entropies(
+        hidden=hidden, weight=weight, bias=bias, row_of=ROW_OF, target=TARGET, excluded=every, **sizes
+    )
+    of_weight, of_bias = torch.autograd.grad((tokens.sum(), entropies.sum()), (weight, bias))
+    assert (of_weight[ENDS] == 0).all()
+    assert (of_bias[ENDS] == 0).all()
+    assert (of_weight[[0, 1, 3]] != 0).all()
+
+
+def test_the_entropy_of_a_certain_word_is_zero_and_its_gradient_finite():
+    hidden = torch.tensor([[400.0], [0.0]], requires_grad=True)
+    weight = torch.tensor([[1.0], [-1.0], [0.0]])
+    for sizes in SIZES.values():
+        _, entropies = token_log_probabilities_and_entropies(
+            hidden=hidden, weight=weight, bias=None, row_of=torch.tensor([0, 1]), target=torch.tensor([0, 0]), **sizes
+        )
+        torch.testing.assert_close(entropies.detach(), torch.tensor([1.0, 3.0]).log())
+        (slope,) = torch.autograd.grad(entropies.sum(), hidden)
+        torch.testing.assert_close(slope, torch.zeros(2, 1), rtol=0, atol=1e-6)

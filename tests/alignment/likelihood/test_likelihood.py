@@ -170,7 +170,7 @@ def test_slots_that_nobody_reads_may_hold_anything(monkeypatch):
         return tokens.detach(), gradients(model, weighted([tokens]))
 
     plain, of_plain = run()
-    ordinary = attention._side_by_side
+    ordinary = attention.side_by_side
 
     for poison in (1e3, -1e3):
 
@@ -181,7 +181,7 @@ def test_slots_that_nobody_reads_may_hold_anything(monkeypatch):
             there = real.unflatten(0, (spans.count, spans.longest))[:, None, :, None]
             return torch.where(there, laid, torch.full_like(laid, poison))
 
-        monkeypatch.setattr(attention, "_side_by_side", poisoned)
+        monkeypatch.setattr(attention, "side_by_side", poisoned)
         other, of_other = run()
         assert torch.equal(plain, other)
         for name, gradient in of_plain.items():

@@ -7,11 +7,12 @@ from typing import Literal
 
 from surefoot.errors import UsageError
 
-FormatName = Literal["auto", "preference", "implicit", "ranked", "pairs", "scored", "completion", "messages"]
+FormatName = Literal["auto", "preference", "implicit", "ranked", "pairs", "scored", "completion", "messages", "prompt"]
 Overlong = Literal["truncate", "drop"]
 Ties = Literal["refuse", "pairs"]
-Purpose = Literal["sft", "preference"]
-"""What the examples are for: one answer per prompt to imitate, or several of which some are preferred to others."""
+Purpose = Literal["sft", "preference", "prompts"]
+"""What the examples are for: one answer per prompt to imitate, several of which some are preferred to others, or prompts alone,
+which a policy is to answer."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class DataConfiguration:
     format: FormatName = "auto"
     """Columns to read: preference is prompt, chosen, rejected; implicit is chosen and rejected, whose shared beginning is
     the prompt; ranked is prompt, completions, ranks (1 the best); pairs is prompt, completions, pairs of [better, worse];
-    scored is prompt, completions, scores; completion is prompt, completion; messages is one conversation. auto takes the one
-    that most rows fit."""
+    scored is prompt, completions, scores; completion is prompt, completion; messages is one conversation; prompt is prompts alone.
+    auto takes the one that most rows fit."""
     split: str | None = None
     """Split of a folder or of a data set on the hub; train where there is one."""
     max_length: int = 1024

@@ -1,4 +1,4 @@
-"""What preference data look like to a model: the first rows token by token, and counts over all of them."""
+"""What prompts and preference data look like to a model: the first rows token by token, and counts over all of them."""
 
 from __future__ import annotations
 
@@ -104,6 +104,8 @@ def _warnings(description: dict[str, Any]) -> list[str]:
     warnings = []
     if description["eos"] is None:
         warnings.append("the tokenizer has no EOS, so answers have no end that could be learnt; training refuses it")
+    if description["purpose"] == "prompts":
+        return warnings  # repeated prompts are said already, and the rest is about answers
     if description["duplicate_rows"]:
         warnings.append(f"{description['duplicate_rows']:,} rows repeat an earlier row")
     if 2 * description["run_together"] > description["answers"]:

@@ -12,9 +12,9 @@ from surefoot.alignment.data import cache
 from surefoot.alignment.data.configuration import DataConfiguration, Purpose
 from surefoot.alignment.data.examples import Example, Row
 from surefoot.alignment.data.notices import notices_of
-from surefoot.alignment.data.reading.formats import recognise, with_usual_columns
+from surefoot.alignment.data.reading.formats import PROMPTS, Format, recognise, with_usual_columns
 from surefoot.alignment.data.reading.implicit_prompt import TURN_MARKER
-from surefoot.alignment.data.reading.rows import demonstrated, preferred, read_row
+from surefoot.alignment.data.reading.rows import demonstrated, preferred, read_prompt, read_row
 from surefoot.alignment.data.reading.sources import Source, open_source
 from surefoot.alignment.data.reading.tally import Tally, Unusable, phrases
 from surefoot.alignment.data.tokenization.tokens import tokenise
@@ -96,7 +96,7 @@ def read_examples(
         source: the rows.
         configuration: how they become tokens.
         tokenizer: of the model.
-        purpose: None takes what the data are.
+        purpose: None takes what the data are; of prompts alone, the examples have no answers.
 
     Returns:
         examples and their description, but for the name of the source.
@@ -104,30 +104,88 @@ def read_examples(
     Raises:
         UsageError: as :func:`load_examples`; a tokenizer without EOS ends answers without it.
     """
-    records = [(number, with_usual_columns(value) if isinstance(value, dict) else value) for number, value in source.records()]
-    if not records:
+    return encode_rows(read_rows(source, configuration, purpose=purpose), source, configuration, tokenizer)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Rows as text, before any of them is tokenised."""
+
+    rows: list[Row]
+    """Those that can be used so far."""
+    fields: dict[int, Any]
+    """What stood in each row of the source, by its number."""
+    shape: Format
+    purpose: Purpose
+    columns: list[str]
+    """All that occur, under their usual names; of prompts, under their own."""
+    tally: Tally
+
+
+def read_rows(source: Source, configuration: DataConfiguration, *, purpose: Purpose | None) -> Reading:
+    """Read, recognise, and judge every row.
+
+    Args:
+        source: the rows.
+        configuration: their format, and what happens to ties.
+        purpose: None takes what the data are.
+
+    Raises:
+        UsageError: there are no rows, or other columns than the format needs, or ties that were to be refused.
+    """
+    fields = dict(source.records())
+    if not fields:
         raise UsageError(f"{source.name} holds no rows")
+    records = [(number, with_usual_columns(value) if isinstance(value, dict) else value) for number, value in fields.items()]
     shape = recognise(records, name=source.name, wanted=configuration.format, purpose=purpose)
-    purpose = purpose or ("preference" if shape.preferences else "sft")
+    if purpose is None:
+        purpose = "preference" if shape.preferences else "prompts" if shape is PROMPTS else "sft"
     tally, rows = Tally(), []
-    for number, fields in records:
+    for number, row_fields in records:
         try:
-            row = read_row(number, fields, shape)
+            if purpose == "prompts":
+                rows.append(read_prompt(number, row_fields, shape))
+                continue
+            row = read_row(number, row_fields, shape)
             if purpose == "preference" and configuration.ties == "refuse":
                 _refuse_ties(row, source.name)
             rows.append(preferred(row) if purpose == "preference" else demonstrated(row))
         except Unusable as reason:
             tally.add(number, str(reason))
-    result = tokenise(rows, tokenizer, tally, max_length=configuration.max_length, overlong=configuration.overlong)
+    named = fields.items() if purpose == "prompts" else records  # reward functions see columns under their own names
+    columns = list(dict.fromkeys(str(name) for _, value in named if isinstance(value, dict) for name in value))
+    return Reading(rows, fields, shape, purpose, columns, tally)
+
+
+def encode_rows(
+    reading: Reading, source: Source, configuration: DataConfiguration, tokenizer: PreTrainedTokenizerFast, *, room: int = 1
+) -> tuple[list[Example], dict[str, Any]]:
+    """Tokenise, and describe what happened.
+
+    Args:
+        reading: the rows.
+        source: where they come from, for sentences.
+        configuration: how they become tokens.
+        tokenizer: of the model.
+        room: tokens that a prompt must leave for an answer.
+
+    Returns:
+        examples and their description, but for the name of the source.
+
+    Raises:
+        UsageError: no row can be used; or rows are conversations, and there is no chat template.
+    """
+    tally, shape, purpose = reading.tally, reading.shape, reading.purpose
+    limits: dict[str, Any] = {"max_length": configuration.max_length, "overlong": configuration.overlong, "room": room}
+    result = tokenise(reading.rows, tokenizer, tally, **limits)
     if not result.examples:
         raise UsageError(f"{source.name} has no row that can be used: {'; '.join(phrases(tally.counts(), tally.first()))}")
-    columns = dict.fromkeys(name for _, fields in records if isinstance(fields, dict) for name in fields)
     said: dict[str, Any] = {
         "format": shape.name,
         "purpose": purpose,
-        "columns": [column for column in columns if column in shape.reads],
-        "columns_not_read": [column for column in columns if column not in shape.reads],
-        "rows": len(records),
+        "columns": [column for column in reading.columns if column in shape.reads],
+        "columns_not_read": [column for column in reading.columns if column not in shape.reads],
+        "rows": len(reading.fields),
         "used": len(result.examples),
         "unusable": tally.counts(),
         "unusable_rows": tally.first(),
@@ -135,9 +193,11 @@ def read_examples(
         "ranking_sizes": _ranking_sizes(result.examples),
         "tied": sum(example.tied for example in result.examples),
         "with_margin": sum(example.margins is not None for example in result.examples),
-        "cut_at_white_space": _cut_at_white_space(rows) if shape.name == "implicit" else 0,
+        "cut_at_white_space": _cut_at_white_space(reading.rows) if shape.name == "implicit" else 0,
         **result.counts(),
     }
+    if purpose == "prompts":
+        said["repeated_prompts"] = len(result.examples) - len({example.prompt.tobytes() for example in result.examples})
     return result.examples, said
 
 

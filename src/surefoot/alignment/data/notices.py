@@ -15,14 +15,16 @@ def notices_of(description: dict[str, Any]) -> tuple[str, ...]:
         description: of :class:`~surefoot.alignment.data.loading.LoadedData`.
     """
     shape, rows = FORMATS[description["format"]], description["rows"]
-    unread = description["columns_not_read"]
-    left_out = f"; not read: {', '.join(unread)}" if unread else ""
+    columns, unread = description["columns"], description["columns_not_read"]
+    left_out = f"; not read: {', '.join(unread)}" if unread and description["purpose"] != "prompts" else ""
     sentences = [
-        f"{description['source']}: {shape.sentence} (format {shape.name}, columns {', '.join(description['columns'])}{left_out});"
+        f"{description['source']}: {shape.sentence} (format {shape.name}, columns {', '.join(columns)}{left_out});"
         f" {description['used']:,} of {rows:,} rows are used"
     ]
     sentences += [f"not used: {phrase}" for phrase in phrases(description["unusable"], description["unusable_rows"])]
     said = (
+        _prompts_alone(description),
+        _repeated_prompts(description),
         _best_answers(description),
         _ties(description),
         _implicit_prompts(description),
@@ -38,6 +40,21 @@ def _best_answers(description: dict[str, Any]) -> str:
         return ""
     which = "chosen" if description["format"] in ("preference", "implicit") else "best"
     return f"supervised fine-tuning imitates one answer per row: the {which} one is used, the others are not"
+
+
+def _prompts_alone(description: dict[str, Any]) -> str:
+    others = [name for name in (*description["columns"], *description["columns_not_read"]) if name != "prompt"]
+    if description["purpose"] != "prompts" or not others:
+        return ""
+    return f"the prompts alone are read; reward functions can ask for the other columns: {', '.join(others)}"
+
+
+def _repeated_prompts(description: dict[str, Any]) -> str:
+    count = description.get("repeated_prompts", 0)  # counted for prompts alone: answers to one prompt in several rows are usual
+    return (
+        count
+        and f"{_rows(count)} {_verb(count, 'repeats', 'repeat')} an earlier row's prompt, and {_verb(count, 'is', 'are')} kept"
+    )
 
 
 def _ties(description: dict[str, Any]) -> str:

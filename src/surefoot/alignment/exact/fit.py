@@ -6,6 +6,7 @@ With a logit of its own for every answer a policy can be anything, and the expec
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from surefoot.alignment.exact.rankings import Rankings, pool
 from surefoot.alignment.exact.tasks import PreferenceTask, optimal_policy
 from surefoot.equations.preferences import bradley_terry_loss, implicit_rewards, plackett_luce_loss
 
-__all__ = ["TableFit", "fit_table", "limiting_distance", "preference_loss"]
+__all__ = ["TableFit", "expected_ranking_loss", "fit_table", "limiting_distance", "preference_loss"]
 
 
 def preference_loss(
@@ -39,6 +40,21 @@ def preference_loss(
     pairs = scores.shape[-1] == 2
     losses = bradley_terry_loss(better=scores[:, 0], worse=scores[:, 1]) if pairs else plackett_luce_loss(scores=scores)
     return torch.from_numpy(rankings.weights).to(losses) @ losses
+
+
+def expected_ranking_loss(scores: Float[torch.Tensor, "N K"], rewards: Float[torch.Tensor, "N K"]) -> Float[torch.Tensor, " N"]:
+    """−Σ_o P(o | r) log P(o | scores) over the K! orders o of K answers: the mean loss of a ranking of them, drawn by the rewards.
+
+    Args:
+        scores: of the answers, in any order, in reward units.
+        rewards: the true ones, in reward units.
+
+    Returns:
+        in nats; least, and then the entropy of the ranking, where scores and rewards differ by a constant.
+    """
+    orders = torch.tensor(list(itertools.permutations(range(scores.shape[-1]))), device=scores.device)
+    chances = torch.exp(-plackett_luce_loss(scores=rewards[:, orders]))
+    return (chances * plackett_luce_loss(scores=scores[:, orders])).sum(dim=-1)
 
 
 class TableFit(NamedTuple):

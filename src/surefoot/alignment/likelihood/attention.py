@@ -6,7 +6,7 @@ attention takes part, whatever else its layers do. Without a packed layout among
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -19,6 +19,21 @@ from surefoot.alignment.likelihood.packing import Packed, Spans
 SHARED_ATTENTION = "surefoot_shared_prompt"
 
 
+class KeysAndValues(Protocol):
+    """Keys and values that are kept from one forward pass to the next, as sampling needs them."""
+
+    longest: int
+    """Tokens of the longest sequence that will be attended to."""
+
+    def attend(
+        self, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scaling: float | None
+    ) -> torch.Tensor:
+        """The next layer's turn: keep its new keys and values, and attend to all that it has; shapes as for
+        :func:`shared_prompt_attention`.
+        """
+        ...
+
+
 def shared_prompt_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -28,7 +43,7 @@ def shared_prompt_attention(
     *,
     dropout: float = 0.0,
     scaling: float | None = None,
-    packed: Packed | None = None,
+    packed: Packed | KeysAndValues | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """softmax(q kᵀ · scaling) v, over each token's own prompt and its own answer so far.
@@ -41,7 +56,7 @@ def shared_prompt_attention(
         attention_mask: not read where ``packed`` says who sees whom.
         dropout: probability of dropping an attention weight.
         scaling: 1/√d by default.
-        packed: how the row of T tokens is laid out.
+        packed: how the row of T tokens is laid out, or what keeps keys and values while answers grow token by token.
         options: what some models' attention wants besides; those that would change the result are refused.
 
     Returns:
@@ -53,19 +68,20 @@ def shared_prompt_attention(
     if packed is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)
     window = options.get("sliding_window")
-    longest = int((packed.prompts.lengths[packed.prompt_of] + packed.completions.lengths).max())
-    if window is not None and longest > window:
-        raise NotImplementedError(f"a sliding window of {window} tokens, for sequences of up to {longest}")
+    if window is not None and packed.longest > window:
+        raise NotImplementedError(f"a sliding window of {window} tokens, for sequences of up to {packed.longest}")
     if wanted := [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]:
         raise NotImplementedError(f"attention with {' and '.join(wanted)}")
+    if not isinstance(packed, Packed):
+        return packed.attend(module, query, key, value, scaling=scaling), None
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, d]
     prompts, answers = packed.prompts, packed.completions
     settings = {"dropout_p": dropout, "scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
-    q, k, v = (_side_by_side(x, prompts) for x in (query, key, value))  # [B, heads, P, d]
+    q, k, v = (side_by_side(x, prompts) for x in (query, key, value))  # [B, heads, P, d]
     of_prompts = _back(scaled_dot_product_attention(q, k, v, is_causal=True, **settings), prompts)
     if answers.total == 0:  # answers of one token each, all predicted by the prompts
         return of_prompts[None], None
-    own_q, own_k, own_v = (_side_by_side(x, answers) for x in (query, key, value))  # [N, heads, C, d]
+    own_q, own_k, own_v = (side_by_side(x, answers) for x in (query, key, value))  # [N, heads, C, d]
     every_k, every_v = (_behind_prompts(x, own, packed) for x, own in ((k, own_k), (v, own_v)))
     if settings["enable_gqa"] and query.device.type != "cpu":
         # With a mask and grouped heads, a GPU has no kernel that does without the whole matrix of weights.
@@ -74,7 +90,7 @@ def shared_prompt_attention(
     return torch.cat([of_prompts, _back(attended, answers)])[None], None
 
 
-def _side_by_side(tokens: torch.Tensor, spans: Spans) -> torch.Tensor:
+def side_by_side(tokens: torch.Tensor, spans: Spans) -> torch.Tensor:
     """[T, heads, d] → [sequences, heads, longest, d]."""
     own = tokens[spans.start : spans.start + spans.total]
     if not spans.equal:

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from transformers import PreTrainedModel
 
-from surefoot.alignment.likelihood.attention import SHARED_ATTENTION
-from surefoot.alignment.likelihood.head import token_log_probabilities
-from surefoot.alignment.likelihood.packing import Group, Packed, Spans, pack
+from surefoot.alignment.likelihood.attention import SHARED_ATTENTION, KeysAndValues
+from surefoot.alignment.likelihood.distribution import PLAIN, AnswerDistribution
+from surefoot.alignment.likelihood.head import Excluded, token_log_probabilities, token_log_probabilities_and_entropies
+from surefoot.alignment.likelihood.packing import Group, Packed, pack
 from surefoot.alignment.models.counting import backward_flops, forward_flops
 from surefoot.alignment.models.loading import hidden_states_and_head
 from surefoot.errors import UsageError
@@ -54,8 +55,14 @@ class CompletionLogProbabilities:
     """In nats, float32."""
     completion_of: Int[torch.Tensor, " S"]
     """Which answer each token belongs to. Within an answer the order is that of its tokens."""
+    step_of: Int[torch.Tensor, " S"]
+    """Its index within that answer, t."""
     count: int
     """N."""
+    entropies: Float[torch.Tensor, " S"] | None = None
+    """−Σ_v π(v | x, y_<t) log π(v | x, y_<t), of the distribution that the token was drawn from, where it was asked for."""
+    values: Float[torch.Tensor, " S"] | None = None
+    """A value head at the row that predicts the token, where there is one: V(x, y_<t), float32."""
 
     def sums(self) -> Float[torch.Tensor, " N"]:
         """Log π(y|x) = Σ_t log π(y_t | x, y_<t)."""
@@ -77,10 +84,10 @@ class Likelihood:
     """
 
     def __init__(self, model: PreTrainedModel, *, share_prompts: bool = True, autocast: torch.dtype | None = None) -> None:
-        self.model, self._autocast = model, autocast
+        self.model, self.autocast = model, autocast
         self.trunk, self.head = hidden_states_and_head(model)
         self._own_attention = self.trunk.config._attn_implementation
-        self._plain_head = True
+        self.plain_head = True
         self.shared = False
         self.work = Work()
         if share_prompts:
@@ -88,8 +95,8 @@ class Likelihood:
 
     def of(self, model: PreTrainedModel) -> Likelihood:
         """The same way of computing, for another model of the same architecture; the work of both is counted together."""
-        other = Likelihood(model, share_prompts=self.shared, autocast=self._autocast)
-        other._plain_head, other._own_attention, other.work = self._plain_head, self._own_attention, self.work
+        other = Likelihood(model, share_prompts=self.shared, autocast=self.autocast)
+        other.plain_head, other._own_attention, other.work = self.plain_head, self._own_attention, self.work
         return other
 
     @property
@@ -123,54 +130,83 @@ class Likelihood:
                 reason = self._why_not_shared(groups) if self.shared else None
                 if reason is not None:
                     self._share(False)
-                self._plain_head = self._head_is_all(groups)
+                self.plain_head = self._head_is_all(groups)
         finally:
             self.model.train(was_training)
         kind = self.trunk.config.model_type
-        if not self._plain_head:
+        if not self.plain_head:
             self._share(False)
             return f"whole logits are computed for every answer, which is slow: {kind} does more to them than one linear layer"
         if reason is not None:
             return f"prompts are computed once per answer, which is slower: {kind} cannot share them exactly ({reason})"
         return None
 
-    def completions(self, groups: Sequence[Group]) -> CompletionLogProbabilities:
-        """Log π of every completion token, given the prompt and the answer so far."""
+    def completions(
+        self,
+        groups: Sequence[Group],
+        *,
+        under: AnswerDistribution = PLAIN,
+        entropies: bool = False,
+        value_head: torch.nn.Linear | None = None,
+    ) -> CompletionLogProbabilities:
+        """Log π of every completion token, given the prompt and the answer so far.
+
+        Args:
+            groups: prompts and their answers.
+            under: the distribution that answers are drawn from. A token that it excludes has log-probability −∞, and its logit no gradient.
+            entropies: also the entropy of every distribution that a token was drawn from, with its gradient. It takes about as
+                long as a softmax.
+            value_head: a linear layer to one number, applied in float32 to the hidden state that predicts each token.
+        """
         packed = pack(groups, device=self.device, feed_last=False)
-        self._count(packed, len(packed.scored_rows))
-        with self._precision():
-            if self._plain_head:
+        self.count(packed, len(packed.scored_rows))
+        with self.precision():
+            if self.plain_head:
                 hidden = self._hidden(packed)[packed.scored_rows]
-                tokens = token_log_probabilities(
-                    hidden=hidden, weight=self.head.weight, bias=self.head.bias, row_of=packed.row_of, target=packed.target
-                )
+                tokens, of_tokens = self._projected(hidden, packed, under, entropies)
             else:
-                logits = self._separately(self.model, packed).logits.flatten(0, 1)
-                rows = self._slots(packed)[packed.scored_rows][packed.row_of]
-                tokens = logits[rows].float().log_softmax(dim=-1).gather(1, packed.target[:, None])[:, 0]
-        return CompletionLogProbabilities(tokens, packed.completion_of, packed.completions.count)
+                output = self._separately(self.model, packed, output_hidden_states=value_head is not None)
+                slots = packed.slots[packed.scored_rows]
+                tokens, of_tokens = _given_logits(output.logits.flatten(0, 1)[slots], packed, under, entropies)
+                hidden = None if value_head is None else output.hidden_states[-1].flatten(0, 1)[slots]
+        values = None if value_head is None else _linear(hidden, value_head)[packed.row_of]
+        return CompletionLogProbabilities(
+            tokens, packed.completion_of, packed.step_of, packed.completions.count, of_tokens, values
+        )
+
+    def values(self, groups: Sequence[Group]) -> Float[torch.Tensor, " S"]:
+        """V(x, y_<t), the score before each completion token, in the order of :meth:`completions`; float32.
+
+        The model is one for sequence classification, as a critic; its head is read at the row that predicts token t, whose state
+        is the prompt and the answer so far.
+        """
+        packed = pack(groups, device=self.device, feed_last=False)
+        self.count(packed, len(packed.scored_rows))
+        with self.precision():
+            hidden = self._hidden(packed)[packed.scored_rows]
+        return _linear(hidden, self.head)[packed.row_of]
 
     def scores(self, groups: Sequence[Group]) -> Float[torch.Tensor, " N"]:
         """r(x, y): the reward head at each answer's last token, float32."""
         packed = pack(groups, device=self.device, feed_last=True)
-        self._count(packed, len(packed.last))
-        with self._precision():
+        self.count(packed, len(packed.last))
+        with self.precision():
             hidden = self._hidden(packed)[packed.last]
-        # Scores near 10 would be rounded to steps of 0.06 in half the bits.
-        return torch.nn.functional.linear(hidden.float(), self.head.weight.float())[:, 0]
+        return _linear(hidden, self.head)
 
-    def _precision(self) -> AbstractContextManager[object]:
-        return nullcontext() if self._autocast is None else torch.autocast(self.device.type, self._autocast)
+    def precision(self) -> AbstractContextManager[object]:
+        """What the model is computed under: autocast, or nothing."""
+        return nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
 
     def _share(self, shared: bool) -> None:
         self.shared = shared
         self.trunk.set_attn_implementation(SHARED_ATTENTION if shared else self._own_attention)
 
-    def _count(self, packed: Packed, scored: int) -> None:
+    def count(self, packed: Packed, scored: int) -> None:
         """Add to the work what the batch costs: separately, every answer with its own copy of the prompt."""
-        lengths = _whole_lengths(packed).astype(np.int64)
         tokens, pairs = packed.input_ids.shape[1], packed.attention_pairs
         if not self.shared:
+            lengths = packed.whole_lengths.astype(np.int64)
             tokens, pairs = int(lengths.sum()), int((lengths * (lengths + 1) // 2).sum())
         counts = {"tokens": tokens, "scored": scored, "attention_pairs": pairs}
         self.work.add(forward_flops(self.model, **counts))
@@ -181,38 +217,46 @@ class Likelihood:
         """Give the model its own attention back."""
         self._share(False)
 
+    def _projected(
+        self, hidden: torch.Tensor, packed: Packed, under: AnswerDistribution, entropies: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        bias = self.head.bias
+        if under.temperature != 1:  # (W h + b) / T, without touching an array of the logits' size
+            hidden, bias = hidden / under.temperature, None if bias is None else bias / under.temperature
+        inputs = {
+            "hidden": hidden,
+            "weight": self.head.weight,
+            "bias": bias,
+            "row_of": packed.row_of,
+            "target": packed.target,
+            "excluded": _excluded(packed, under),
+        }
+        if not entropies:
+            return token_log_probabilities(**inputs), None
+        tokens, of_rows = token_log_probabilities_and_entropies(**inputs)
+        return tokens, of_rows[packed.row_of]
+
     def _hidden(self, packed: Packed) -> Float[torch.Tensor, "T D"]:
         """The last hidden state of every token of the packed row, however it is computed."""
         if not self.shared:
-            return self._separately(self.trunk, packed).last_hidden_state.flatten(0, 1)[self._slots(packed)]
+            return self._separately(self.trunk, packed).last_hidden_state.flatten(0, 1)[packed.slots]
+        return self.packed_row(packed.input_ids, packed.position_ids, packed)
+
+    def packed_row(
+        self, input_ids: Int[torch.Tensor, "1 T"], position_ids: Int[torch.Tensor, "1 T"], packed: Packed | KeysAndValues
+    ) -> Float[torch.Tensor, "T D"]:
+        """The last hidden state of every token of one row, whose attention knows how the row is laid out."""
         # A mask of four dimensions is taken as it is: none of the model's own is built, and the attention reads the layout.
         no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         output = self.trunk(
-            input_ids=packed.input_ids, position_ids=packed.position_ids, attention_mask=no_mask, use_cache=False, packed=packed
+            input_ids=input_ids, position_ids=position_ids, attention_mask=no_mask, use_cache=False, packed=packed
         )
         return output.last_hidden_state[0]
 
-    def _separately(self, module: torch.nn.Module, packed: Packed) -> Any:
+    def _separately(self, module: torch.nn.Module, packed: Packed, **options: Any) -> Any:
         """The output for a batch [N, L], each answer behind its own copy of the prompt, padded on the right."""
-        lengths = _whole_lengths(packed)
-        slot = np.arange(int(lengths.max()))[None, :]
-        of_prompt = packed.prompts.lengths[packed.prompt_of][:, None]
-        in_prompt = _starts(packed.prompts)[packed.prompt_of][:, None] + slot
-        token = np.where(slot < of_prompt, in_prompt, _starts(packed.completions)[:, None] + slot - of_prompt)
-        real = slot < lengths[:, None]
-        source, mask = (torch.from_numpy(x).to(self.device) for x in (np.where(real, token, 0), real.astype(np.int64)))
-        return module(input_ids=packed.input_ids[0][source], attention_mask=mask, use_cache=False)
-
-    def _slots(self, packed: Packed) -> Int[torch.Tensor, " T"]:
-        """For every token of the packed row, its slot in the padded batch; a prompt's in its first answer's row."""
-        longest, of_prompt = int(_whole_lengths(packed).max()), packed.prompts.lengths
-        first = np.searchsorted(packed.prompt_of, np.arange(packed.prompts.count))
-        of_prompts = [row * longest + np.arange(n) for row, n in zip(first, of_prompt, strict=True)]
-        before = of_prompt[packed.prompt_of]
-        of_answers = [
-            row * longest + p + np.arange(n) for row, (p, n) in enumerate(zip(before, packed.completions.lengths, strict=True))
-        ]
-        return torch.from_numpy(np.concatenate(of_prompts + of_answers)).to(self.device)
+        ids, mask = packed.padded
+        return module(input_ids=ids, attention_mask=mask, use_cache=False, **options)
 
     def _why_not_shared(self, groups: Sequence[Group]) -> str | None:
         packed = pack(groups, device=self.device, feed_last=True)
@@ -255,11 +299,30 @@ class Likelihood:
         return float((one - other).abs().max() / other.abs().max())
 
 
-def _starts(spans: Spans) -> np.ndarray:
-    """Where in the packed row each sequence begins."""
-    return spans.start + np.cumsum(spans.lengths) - spans.lengths
+def _excluded(packed: Packed, under: AnswerDistribution) -> Excluded | None:
+    """The end tokens, in the rows that predict an answer's first tokens."""
+    if not under.excludes:
+        return None
+    rows = packed.row_of[packed.step_of < under.shortest - 1].unique()
+    return Excluded(rows, torch.tensor(under.ends, device=rows.device))
 
 
-def _whole_lengths(packed: Packed) -> np.ndarray:
-    """Tokens of each answer with its prompt."""
-    return packed.prompts.lengths[packed.prompt_of] + packed.completions.lengths
+def _given_logits(
+    logits: torch.Tensor, packed: Packed, under: AnswerDistribution, entropies: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probabilities and entropies where all logits are there, one row per predicting token."""
+    logits = logits.float() / under.temperature
+    if (excluded := _excluded(packed, under)) is not None:
+        excluded.fill(logits, 0, -torch.inf)
+    distribution = logits.log_softmax(dim=-1)
+    tokens = distribution[packed.row_of, packed.target]
+    if not entropies:
+        return tokens, None
+    finite = distribution.masked_fill(distribution == -torch.inf, 0)  # 0 · −∞ is 0 here
+    return tokens, -(distribution.exp() * finite).sum(dim=-1)[packed.row_of]
+
+
+def _linear(hidden: torch.Tensor, head: torch.nn.Linear) -> torch.Tensor:
+    """A head to one number, in float32: scores near 10 would be rounded to steps of 0.06 in half the bits."""
+    bias = None if head.bias is None else head.bias.float()
+    return torch.nn.functional.linear(hidden.float(), head.weight.float(), bias)[:, 0]

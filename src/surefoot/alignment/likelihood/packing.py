@@ -44,6 +44,11 @@ class Spans:
         return int(self.lengths.max())
 
     @property
+    def starts(self) -> Int[np.ndarray, " count"]:
+        """Where in the row each begins."""
+        return self.start + np.cumsum(self.lengths) - self.lengths
+
+    @property
     def equal(self) -> bool:
         """Whether all are as long as the longest: then laying them side by side moves nothing."""
         return self.total == self.count * self.longest
@@ -87,6 +92,8 @@ class Packed:
     """The completion tokens themselves."""
     completion_of: Int[torch.Tensor, " S"]
     """Which answer each of them belongs to."""
+    step_of: Int[torch.Tensor, " S"]
+    """Its index within that answer."""
     last: Int[torch.Tensor, " N"]
     """Where the last token of each answer lies; only where it was fed."""
 
@@ -117,6 +124,41 @@ class Packed:
             [there[:, None, None, :].expand(count, 1, longest, longest_prompt), causal.expand(count, 1, longest, longest)],
             dim=3,
         )
+
+    @cached_property
+    def whole_lengths(self) -> Int[np.ndarray, " N"]:
+        """Tokens of each answer with its prompt."""
+        return self.prompts.lengths[self.prompt_of] + self.completions.lengths
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest answer with its prompt."""
+        return int(self.whole_lengths.max())
+
+    @cached_property
+    def padded(self) -> tuple[Int[torch.Tensor, "N P+C"], Int[torch.Tensor, "N P+C"]]:
+        """Each answer behind its own copy of the prompt, padded on the right: ids, and 1 where there is a token."""
+        slot = np.arange(self.longest)[None, :]
+        of_prompt = self.prompts.lengths[self.prompt_of][:, None]
+        in_prompt = self.prompts.starts[self.prompt_of][:, None] + slot
+        token = np.where(slot < of_prompt, in_prompt, self.completions.starts[:, None] + slot - of_prompt)
+        real = slot < self.whole_lengths[:, None]
+        device = self.input_ids.device
+        source, mask = (torch.from_numpy(x).to(device) for x in (np.where(real, token, 0), real.astype(np.int64)))
+        return self.input_ids[0][source], mask
+
+    @cached_property
+    def slots(self) -> Int[torch.Tensor, " T"]:
+        """For every token of the row, its slot in the padded batch; a prompt's in its first answer's row."""
+        lengths = self.prompts.lengths
+        first = np.searchsorted(self.prompt_of, np.arange(self.prompts.count))
+        of_prompts = [row * self.longest + np.arange(n) for row, n in zip(first, lengths, strict=True)]
+        before = lengths[self.prompt_of]
+        of_answers = [
+            row * self.longest + p + np.arange(n)
+            for row, (p, n) in enumerate(zip(before, self.completions.lengths, strict=True))
+        ]
+        return torch.from_numpy(np.concatenate(of_prompts + of_answers)).to(self.input_ids.device)
 
     @property
     def attention_pairs(self) -> int:
@@ -166,5 +208,6 @@ def pack(groups: Sequence[Group], *, device: torch.device, feed_last: bool) -> P
         row_of=tensor(row_of),
         target=tensor(np.concatenate(completions)[order]),
         completion_of=tensor(completion_of[order]),
+        step_of=tensor(within[order]),
         last=tensor(starts + fed - 1),
     )

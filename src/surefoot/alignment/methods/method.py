@@ -43,3 +43,10 @@ class Method(Protocol):
 def groups_of(examples: Sequence[Example]) -> list[Group]:
     """Prompts with their answers, as the likelihood takes them."""
     return [(example.prompt, example.completions) for example in examples]
+
+
+def add_sums(sums: Sums, more: Sums) -> None:
+    """Add the sums and the counts of a part to those of the parts before."""
+    for name, (total, count) in more.items():
+        before = sums.get(name)
+        sums[name] = (total, count) if before is None else (before[0] + total, before[1] + count)

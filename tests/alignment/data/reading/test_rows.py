@@ -8,7 +8,7 @@ from surefoot.alignment.data.configuration import DataConfiguration
 from surefoot.alignment.data.examples import Row
 from surefoot.alignment.data.reading.files import Malformed
 from surefoot.alignment.data.reading.formats import FORMATS, recognise, with_usual_columns
-from surefoot.alignment.data.reading.rows import demonstrated, preferred, read_row
+from surefoot.alignment.data.reading.rows import demonstrated, preferred, read_prompt, read_row
 from surefoot.alignment.data.reading.tally import Unusable
 from surefoot.errors import UsageError
 from tests.alignment.data.helpers import assistant, user
@@ -204,6 +204,17 @@ LIST = {"prompt": "p", "completions": ["a", "b"]}
         ([{"messages": [1]}], None, "messages"),
         ([PAIR | {"messages": [1]}], None, "preference"),
         ([3, "x", PAIR], None, "preference"),
+        ([{"prompt": "p"}], None, "prompt"),
+        ([{"prompt": "p", "answer": "a"}], "prompts", "prompt"),
+        ([PAIR], "prompts", "preference"),
+        ([{"prompt": "p", "completion": "a"}], "prompts", "completion"),
+        ([{"messages": [1]}], "prompts", "messages"),
+        ([{"chosen": "a", "rejected": "b"}], "prompts", "implicit"),
+        ([LIST | {"ranks": [1, 2]}], "prompts", "ranked"),
+        ([PAIR] + [{"prompt": "p", "chosen": "a"}] * 2, None, "preference"),
+        ([{"prompt": "p", "messages": [1]}, {"prompt": "p", "messages": None}], "prompts", "messages"),
+        ([{"prompt": "p", "completion": "a"}] + [{"prompt": "p"}] * 2, "prompts", "prompt"),
+        ([{"prompt": "p", "completion": "a"}] + [{"prompt": "p"}] * 2, "sft", "completion"),
     ],
 )
 def test_the_format_that_most_rows_fit_is_recognised(rows, purpose, expected):
@@ -223,10 +234,15 @@ def test_a_wanted_format_is_taken_though_others_fit_better():
         ({"question": "q", "answer": None}, "auto", "preference", r"x has no row .*: there are question; one of these is needed"),
         ({"question": "q"}, "auto", "preference", r" prompt, chosen, rejected \(preference\); chosen, rejected \(implicit\)$"),
         ({"question": "q"}, "auto", "sft", r"prompt, completion \(completion\); messages \(messages\); .*"),
-        ({"prompt": "q", "completion": "a"}, "auto", "preference", "prompt, completion, which is one answer to a prompt and says nothing"),
+        ({"prompt": "q", "completion": "a"}, "auto", "preference", "prompt, completion, which is one answer per prompt and says nothing"),
         (PAIR, "ranked", "preference", r"rejected; one of these is needed: prompt, completions, ranks \(ranked\)$"),
         (PAIR, "messages", "preference", "--format messages is one answer per prompt, which says nothing about preferences"),
         (3, "auto", "preference", "there are none"),
+        ({"prompt": "q"}, "auto", "sft", "there are prompt, which is prompts without answers and leaves nothing to learn from; one"),
+        (LIST, "auto", "preference", "there are prompt, completions; one"),
+        (LIST, "auto", "prompts", r"prompt \(prompt\); --format prompt reads the prompts alone$"),
+        ({"question": "q"}, "auto", "prompts", r"prompt \(prompt\)$"),
+        (PAIR, "prompt", "sft", "--format prompt is prompts without answers, which leaves nothing to learn from; give data in one of"),
         ({f"c{i}": 1 for i in range(30)}, "auto", "sft", "c19 and 10 more; "),
     ],
 )  # fmt: skip
@@ -242,3 +258,38 @@ def test_wrong_columns_say_what_is_there_and_what_is_needed(row, wanted, purpose
 def test_a_configuration_that_cannot_work_is_refused(options, complaint):
     with pytest.raises(UsageError, match=complaint):
         DataConfiguration(**options)
+
+
+def prompt_of(shape, **fields):
+    return read_prompt(7, with_usual_columns(fields), FORMATS[shape])
+
+
+def test_a_prompt_is_read_without_its_answers():
+    assert prompt_of("prompt", prompt="p", answer=3) == Row(7, "p", ())
+    assert prompt_of("prompt", prompt=ASK) == Row(7, tuple(ASK), ())
+    assert prompt_of("preference", prompt="p", chosen="", rejected="") == Row(7, "p", ()), "empty answers do not matter"
+    assert prompt_of("messages", messages=[*ASK, assistant("a")]) == Row(7, tuple(ASK), ())
+    assert prompt_of("messages", messages=[*ASK, assistant("a"), user("b")]).prompt == (*ASK, assistant("a"), user("b"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "fields", "why"),
+    [
+        ("prompt", {"prompt": " \n"}, "its prompt is empty"),
+        ("prompt", {"prompt": [*ASK, user(" ")]}, "its prompt is empty"),
+        ("prompt", {"prompt": [*ASK, assistant("a")]}, "the message before the answer is the assistant's own"),
+        ("prompt", {"prompt": "p\ud800"}, "the prompt holds half"),
+        ("prompt", {"question": "p"}, "it has no prompt"),
+        ("messages", {"messages": [assistant("a")]}, "no message stands before the answer"),
+        ("messages", {"messages": [3]}, "its messages are no list of messages"),
+        ("messages", {"messages": []}, "its messages are no list of messages"),
+    ],
+)
+def test_prompts_that_cannot_be_read_say_why(shape, fields, why):
+    with pytest.raises(Unusable, match=why):
+        prompt_of(shape, **fields)
+
+
+def test_rows_of_prompts_have_no_answer_to_imitate():
+    with pytest.raises(Unusable, match="it has no answers"):
+        demonstrated(read("prompt", prompt="p"))

@@ -1,4 +1,4 @@
-"""The shapes that preference data have in files, and which of them a file has."""
+"""The shapes that prompts and answers have in files, and which of them a file has."""
 
 from __future__ import annotations
 
@@ -54,7 +54,14 @@ DEMONSTRATIONS = (
     Format("completion", ("prompt", "completion"), False, "one answer to a prompt"),
     Format("messages", ("messages",), False, "conversations, whose last message is the answer"),
 )
-FORMATS = {shape.name: shape for shape in (*PREFERENCES, *DEMONSTRATIONS)}
+PROMPTS = Format(
+    "prompt",
+    ("prompt",),
+    False,
+    "prompts without answers",
+    without=("chosen", "rejected", "completions", "completion", "messages"),
+)
+FORMATS = {shape.name: shape for shape in (*PREFERENCES, *DEMONSTRATIONS, PROMPTS)}
 SYNONYMS = {"responses": "completions"}
 INSIDE = {"rank": "ranks", "score": "scores"}
 """A list of {completion, rank} or {completion, score} is the two columns side by side."""
@@ -83,23 +90,23 @@ def recognise(records: Iterable[Record], *, name: str, wanted: FormatName, purpo
         records: rows, through :func:`with_usual_columns`.
         name: the source, for sentences.
         wanted: a shape that the user named, or auto.
-        purpose: preference allows only shapes that say which answer is better; sft prefers those with one answer; None takes
-            any.
+        purpose: preference allows only shapes that say which answer is better; sft prefers those with one answer; prompts and None
+            take any.
 
     Raises:
         UsageError: no row has the columns of any shape, or of the wanted one.
     """
-    candidates: Sequence[Format] = PREFERENCES if purpose == "preference" else (*PREFERENCES, *DEMONSTRATIONS)
-    if purpose == "sft":
+    candidates: Sequence[Format] = (*PREFERENCES, *DEMONSTRATIONS, PROMPTS)
+    if purpose == "preference":
+        candidates = PREFERENCES
+    elif purpose == "sft":
         candidates = (*DEMONSTRATIONS, *PREFERENCES)
     if wanted != "auto":
         shape = FORMATS[wanted]
         if shape not in candidates:
             needed = ", ".join(candidate.name for candidate in candidates)
-            raise UsageError(
-                f"--format {wanted} is one answer per prompt, which says nothing about preferences; give data in one of the"
-                f" formats {needed}"
-            )
+            what, why = _shortcoming(shape)
+            raise UsageError(f"--format {wanted} is {what}, which {why}; give data in one of the formats {needed}")
         candidates = (shape,)
     columns: dict[str, None] = {}
     fitting: Counter[FormatName] = Counter()
@@ -115,14 +122,22 @@ def recognise(records: Iterable[Record], *, name: str, wanted: FormatName, purpo
     return max(candidates, key=lambda shape: fitting[shape.name])  # the first of those that most rows fit
 
 
+def _shortcoming(shape: Format) -> tuple[str, str]:
+    """What rows of a shape are, and why that is too little."""
+    if shape is PROMPTS:
+        return shape.sentence, "leaves nothing to learn from"
+    return "one answer per prompt", "says nothing about preferences"
+
+
 def _nothing_fits(name: str, columns: list[str], candidates: Sequence[Format]) -> str:
     more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""
     there = ", ".join(columns[:SHOWN_COLUMNS]) + more if columns else "none"
     needs = "; ".join(f"{', '.join(shape.columns)} ({shape.name})" for shape in candidates)
-    demonstrations = ""
-    if all(shape.preferences for shape in candidates):
-        for shape in DEMONSTRATIONS:
-            if set(shape.columns) <= set(columns):
-                demonstrations = f", which is {shape.sentence} and says nothing about preferences"
-                break
-    return f"{name} has no row with the columns that are needed: there are {there}{demonstrations}; one of these is needed: {needs}"
+    if PROMPTS in candidates and "prompt" in columns:
+        needs += "; --format prompt reads the prompts alone"
+    too_little = (*(DEMONSTRATIONS if all(shape.preferences for shape in candidates) else ()), PROMPTS)
+    for shape in too_little:
+        if shape not in candidates and set(shape.columns) <= set(columns) and not set(shape.without) & set(columns):
+            there += ", which is {} and {}".format(*_shortcoming(shape))
+            break
+    return f"{name} has no row with the columns that are needed: there are {there}; one of these is needed: {needs}"

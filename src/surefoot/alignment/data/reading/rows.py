@@ -10,7 +10,7 @@ from typing import Any
 from surefoot.alignment.data.configuration import FormatName
 from surefoot.alignment.data.examples import Message, Pair, Row, Text, implied_pairs
 from surefoot.alignment.data.reading.files import Malformed
-from surefoot.alignment.data.reading.formats import Format
+from surefoot.alignment.data.reading.formats import PROMPTS, Format
 from surefoot.alignment.data.reading.implicit_prompt import shared_messages, split_texts
 from surefoot.alignment.data.reading.tally import EMPTY, IDENTICAL, Unusable
 
@@ -38,6 +38,26 @@ def read_row(number: int, fields: Any, shape: Format) -> Row:
         if column not in fields:
             raise Unusable(f"it has no {column}")
     return READERS[shape.name](number, fields)
+
+
+def read_prompt(number: int, fields: Any, shape: Format) -> Row:
+    """The prompt of one row, without answers; a conversation that no answer ends is a prompt as a whole.
+
+    Args:
+        number: as for :func:`read_row`, like the others.
+        fields: its columns.
+        shape: its format.
+
+    Raises:
+        Unusable: as :func:`read_row`; or the prompt is empty.
+    """
+    messages = fields.get("messages") if shape.name == "messages" and isinstance(fields, dict) else None
+    if isinstance(messages, list) and messages and isinstance(messages[-1], dict) and messages[-1].get("role") != "assistant":
+        fields, shape = {"prompt": messages}, PROMPTS
+    prompt = read_row(number, fields, shape).prompt
+    if is_empty(prompt):
+        raise Unusable("its prompt is empty")
+    return Row(number, prompt, ())
 
 
 def preferred(row: Row) -> Row:
@@ -81,10 +101,9 @@ def demonstrated(row: Row) -> Row:
     return Row(row.number, row.prompt, (row.completions[best],))
 
 
-def is_empty(answer: Text) -> bool:
-    """Whether nothing but white space is there."""
-    text = answer if isinstance(answer, str) else answer[-1]["content"]
-    return not text.strip()
+def is_empty(text: Text) -> bool:
+    """Whether nothing but white space is there, or in the last message."""
+    return not (text if isinstance(text, str) else text[-1]["content"]).strip()
 
 
 def identity(text: Text) -> str | tuple[tuple[str, str], ...]:
@@ -228,6 +247,10 @@ def _completion(number: int, fields: dict[str, Any]) -> Row:
     return Row(number, *_dialogue(fields["prompt"], [fields["completion"]]))
 
 
+def _prompt(number: int, fields: dict[str, Any]) -> Row:
+    return Row(number, *_dialogue(fields["prompt"], ()))
+
+
 def _conversation(number: int, fields: dict[str, Any]) -> Row:
     messages = _messages(fields["messages"], "its messages are no list of messages")
     return Row(number, *_checked(messages[:-1], [messages[-1:]]))
@@ -257,4 +280,5 @@ READERS: dict[FormatName, Callable[[int, dict[str, Any]], Row]] = {
     "implicit": _implicit,
     "completion": _completion,
     "messages": _conversation,
+    "prompt": _prompt,
 }

@@ -91,16 +91,23 @@ def _summary(lengths: Sequence[int]) -> dict[str, float]:
 
 
 def tokenise(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, tally: Tally, *, max_length: int, overlong: Overlong = "truncate"
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerFast,
+    tally: Tally,
+    *,
+    max_length: int,
+    overlong: Overlong = "truncate",
+    room: int = 1,
 ) -> Tokenised:
     """Examples of the rows that fit.
 
     Args:
-        rows: prompts and answers as text.
+        rows: prompts and answers as text; a prompt may have no answers yet.
         tokenizer: a fast tokenizer, with a chat template where rows are conversations.
         tally: rows that are left out are added to it.
         max_length: tokens that a prompt and one answer may have together.
         overlong: whether an answer beyond that is cut, or its row left out.
+        room: tokens that a prompt must leave for an answer.
 
     Returns:
         the examples, in the order of the rows; examples with the same prompt share its array.
@@ -128,7 +135,7 @@ def tokenise(
             if prompt not in whole:
                 whole[prompt] = _prompt_ids(prompt, begun[prompt.text], encoder)
             ids = [(further if answer.continuing else first)[answer.text] for answer in answers]
-            example = _example(row, whole[prompt], ids, encoder, result, max_length=max_length, overlong=overlong)
+            example = _example(row, whole[prompt], ids, encoder, result, max_length=max_length, overlong=overlong, room=room)
         except Unusable as reason:
             tally.add(row.number, str(reason))
         else:
@@ -214,11 +221,13 @@ def _example(
     *,
     max_length: int,
     overlong: Overlong,
+    room: int,
 ) -> Example:
     """One example, its answers ended by EOS or cut at the limit."""
-    room = max_length - len(prompt)
-    if room < 1:
-        raise Unusable(f"its prompt leaves no room for an answer within {max_length:,} tokens")
+    left = max_length - len(prompt)
+    if left < room:
+        wanted = "an answer" if room == 1 else f"an answer of {room:,} tokens"
+        raise Unusable(f"its prompt leaves no room for {wanted} within {max_length:,} tokens")
     end = [] if encoder.eos is None else [encoder.eos]
     completions, cut = [], 0
     for ids in answers:
@@ -229,8 +238,8 @@ def _example(
         if encoder.bos in ids:
             raise Unusable("an answer holds BOS")
         whole = np.concatenate([ids, np.array(end, dtype=np.int32)])
-        completions.append(whole[:room])
-        cut += len(whole) > room
+        completions.append(whole[:left])
+        cut += len(whole) > left
     if cut and overlong == "drop":
         raise Unusable(f"an answer goes beyond {max_length:,} tokens")
     if len({completion.tobytes() for completion in completions}) < len(completions):

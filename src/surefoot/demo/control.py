@@ -1,9 +1,8 @@
-"""The demo: a short road to see that everything works."""
+"""The demo's first half: PPO on CartPole-v1."""
 
 from __future__ import annotations
 
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +15,26 @@ from surefoot.runs.metrics import read_metrics
 ENV, WANTED, BAR = "CartPole-v1", 475.0, 50
 
 
-def run_demo(*, out: str | None, seed: int, quiet: bool, started: float) -> dict[str, Any]:
+def balance_a_pole(out: Path, *, seed: int, quiet: bool, started: float, say: Callable[[str], None]) -> dict[str, Any]:
     """Train PPO on CartPole-v1 with its preset, draw the learning curve in the terminal, evaluate.
 
     Returns:
         the training result, with ``evaluation`` and whether the task was ``learned`` (a mean return of at least 475).
     """
-    out = out or f"runs/demo-{time.strftime('%Y%m%d-%H%M%S')}"
-    configuration = configuration_for("ppo", ENV, out=out, seed=seed)
-    say = (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr))
+    configuration = configuration_for("ppo", ENV, out=str(out), seed=seed)
     say(f"1. PPO on {ENV}: keep a pole upright for 500 steps; {configuration.run.total_steps:,} steps of experience")
     result = train(configuration, quiet=quiet, started=started)
     if result["interrupted"]:
         return {**result, "evaluation": None, "learned": False}
-    say("\n2. what it learnt: mean return of finished episodes against steps")
+    say("\n   mean return of finished episodes against steps")
     for line in learning_curve(Path(result["run"])):
         say(line)
     evaluation = evaluate(result["run"])
     learned = evaluation["mean_return"] >= WANTED
     say(
-        f"\n3. the final policy in Gymnasium's own {ENV}: {evaluation['mean_return']:.1f} ± {evaluation['std_return']:.1f} over"
+        f"\n   the final policy in Gymnasium's own {ENV}: {evaluation['mean_return']:.1f} ± {evaluation['std_return']:.1f} over"
         f" {evaluation['episodes']} episodes ({'solved' if learned else 'not solved'}: the bar is {WANTED:.0f})"
     )
-    say(f"the run is in {result['run']}: try `surefoot evaluate {result['run']} --deterministic`")
     return {**result, "evaluation": evaluation, "learned": learned}
 
 

@@ -1,0 +1,295 @@
+"""Learning from given answers: the updates of fine-tuning, reward models and DPO, their reports and evaluations."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from surefoot.alignment.configuration import AlignConfiguration, TrainingConfiguration
+from surefoot.alignment.data.examples import Example
+from surefoot.alignment.halves import Halves, can_be_computed_at_once
+from surefoot.alignment.likelihood.likelihood import Likelihood
+from surefoot.alignment.methods.method import Method, Sums, add_sums
+from surefoot.alignment.models.adapters import trainable_parameters
+from surefoot.alignment.models.counting import matrix_rate
+from surefoot.alignment.models.precision import autocast_dtype
+from surefoot.alignment.optimization import descend, learning_rate_at, make_optimizer
+from surefoot.alignment.preparation import Data, Learner, prepare_data, prepare_model
+from surefoot.alignment.watch import ChosenWatch
+from surefoot.errors import RunError
+from surefoot.runs.metrics import MetricsWriter
+from surefoot.runs.progress import Progress
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Offline:
+    """Examples and a model, ready to be trained on them."""
+
+    configuration: AlignConfiguration
+    data: Data
+    learner: Learner
+
+    @staticmethod
+    def prepare(
+        configuration: AlignConfiguration, tokenizer: PreTrainedTokenizerFast, tell: Callable[[str], None], *, quiet: bool
+    ) -> Offline:
+        """Read the data, then load the model."""
+        data = prepare_data(configuration, tokenizer, tell)
+        return Offline(configuration, data, prepare_model(configuration, tokenizer, data, tell, quiet=quiet))
+
+    @property
+    def model(self) -> Any:
+        """What is trained, and kept."""
+        return self.learner.model
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """How it is computed."""
+        return self.learner.method.likelihood
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What config.json says beside the settings."""
+        return {"comparison": self.learner.comparison, "reference_fingerprint": self.learner.reference_fingerprint}
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The data, for the model's card."""
+        return self.data.description
+
+    @property
+    def prompts(self) -> int:
+        """That the whole run is trained on; every epoch counts."""
+        return self.configuration.training.epochs * len(self.data.train)
+
+    def start(self, folder: Path, writer: MetricsWriter, progress: Progress) -> OfflineRun:
+        """Begin; ``folder`` gets nothing here but what the writer puts there."""
+        return OfflineRun(self.configuration, self.learner, self.data, writer, progress)
+
+
+@dataclass
+class OfflineRun:
+    """What changes while a run goes on."""
+
+    configuration: AlignConfiguration
+    learner: Learner
+    data: Data
+    writer: MetricsWriter
+    progress: Progress
+    updates: int = 0
+    prompts: int = 0
+    pairs: int = 0
+    tokens: int = 0
+    operations: float = 0.0
+    """That updates needed; nothing that was computed twice counts twice."""
+    updating: float = 0.0
+    """Seconds of updates, without evaluation and reports."""
+    ended_early: str | None = None
+    epoch: dict[str, list[float]] = field(default_factory=dict)
+    """Sums and counts of the epoch's metrics so far."""
+    last: Metrics = field(default_factory=dict)
+    """Means of the last whole epoch, or of what there is of it."""
+    evaluated: Metrics = field(default_factory=dict)
+    best: tuple[float, int, dict[str, torch.Tensor]] | None = None
+    """The lowest loss on held-out data, after how many updates, and the weights it was reached with."""
+    without_progress: int = 0
+
+    def __post_init__(self) -> None:
+        training = self.configuration.training
+        self.parameters = trainable_parameters(self.learner.model)
+        self.optimizer = make_optimizer(self.parameters, training)
+        self.generator = torch.Generator().manual_seed(training.seed)
+        self.watch = ChosenWatch()
+        method = self.learner.method
+        self.halves = Halves(training.accumulation, at_once=can_be_computed_at_once(self.configuration, method.likelihood))
+        self.total = training.epochs * -(-len(self.data.train) // training.batch_size)
+        dtype = autocast_dtype(self.configuration.model) or next(p.dtype for _, p in self.parameters)
+        self.matrix_rate = matrix_rate(method.likelihood.device, 0.1, dtype=dtype)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()  # that measurement is no part of the run
+        self.began = time.perf_counter()
+
+    @property
+    def training(self) -> TrainingConfiguration:
+        """How it is trained."""
+        return self.configuration.training
+
+    def advance(self) -> Iterator[None]:
+        """One update at a time."""
+        for examples, ends_epoch in self.batches():
+            self.update(examples, ends_epoch=ends_epoch)
+            yield
+
+    def batches(self) -> Iterator[tuple[list[Example], bool]]:
+        """Every epoch all examples in a new order, and whether the batch is its epoch's last."""
+        examples, size = self.data.train, self.training.batch_size
+        for _ in range(self.training.epochs):
+            order = torch.randperm(len(examples), generator=self.generator).tolist()
+            for begin in range(0, len(order), size):
+                yield [examples[i] for i in order[begin : begin + size]], begin + size >= len(order)
+
+    def update(self, examples: list[Example], *, ends_epoch: bool) -> None:
+        """One step of the optimiser, its report, and an evaluation where one is due."""
+        training, method = self.training, self.learner.method
+        began = time.perf_counter()
+        before = method.likelihood.work.operations
+        learning_rate = learning_rate_at(self.updates, self.total, training)
+        loss, sums = self.gradients(examples)
+        needed = method.likelihood.work.operations - before
+        norm = descend(
+            self.optimizer, self.parameters, learning_rate=learning_rate, max_gradient_norm=training.max_gradient_norm
+        )
+        seconds = time.perf_counter() - began
+        self.operations += needed
+        self.updating += seconds
+        self.updates += 1
+        self.prompts += len(examples)
+        self.pairs += sum(len(e.pairs) for e in examples)
+        tokens = sum(e.tokens for e in examples)
+        self.tokens += tokens
+        means = {name: float(total) / count for name, (total, count) in sums.items()}
+        self._remember(loss, sums, examples)
+        report: dict[str, float | None] = {
+            "update": self.updates,
+            "prompts": self.prompts,
+            "epoch": self.prompts / len(self.data.train),
+            "loss": loss,
+            **means,
+            "gradient_norm": norm,
+            "learning_rate": learning_rate,
+            "speed/prompts_per_second": len(examples) / seconds,
+            "speed/tokens_per_second": tokens / seconds,
+            "speed/utilization": needed / seconds / self.matrix_rate,
+        }
+        if warning := self.watch.look(means):
+            self.progress.say(warning)
+        every = training.evaluate_every
+        due = self.updates % every == 0 or self.updates == self.total if every else ends_epoch
+        if self.data.held_out and due:
+            self.evaluated = self.evaluate(self.data.held_out)
+            report |= {f"evaluation/{name}": value for name, value in self.evaluated.items()}
+            self._judge(self.evaluated["loss"])
+        self.writer.write(self.prompts, report)
+        if ends_epoch:
+            self.epoch = {}
+        shown = f"loss {loss:.4f}" + (f"  {method.headline} {means[method.headline]:.3f}" if method.headline in means else "")
+        self.progress.update(self.prompts, rate=self.prompts / (time.perf_counter() - self.began), reached=shown)
+
+    def gradients(self, examples: Sequence[Example]) -> tuple[float, Sums]:
+        """Accumulate the gradients of a batch, computed in as many parts as the configuration asks for."""
+        method = self.learner.method
+        denominators = method.denominators(examples)
+
+        def compute(part: list[Example]) -> tuple[float, Sums]:
+            share = method.parts(part, denominators)
+            share.loss.backward()
+            return float(share.loss.detach()), share.sums
+
+        loss, sums = 0.0, Sums()
+        for of_part, more in self.halves.map(compute, examples):
+            loss += of_part
+            add_sums(sums, more)
+        if not math.isfinite(loss):
+            rows = ", ".join(str(e.number) for e in examples[:5])
+            raise RunError(
+                f"the loss of update {self.updates + 1} is {loss}, on the batch with rows {rows}, …; the model is kept as it was"
+                " before that update: a smaller --learning-rate may help"
+            )
+        return loss, sums
+
+    @torch.no_grad()
+    def evaluate(self, examples: list[Example]) -> Metrics:
+        """Loss and metrics of examples, as means over all of them."""
+        model = self.learner.model
+        model.eval()
+        try:
+            metrics = evaluate_examples(self.learner.method, examples, batch_size=self.training.batch_size)
+        finally:
+            model.train()
+        if not math.isfinite(metrics["loss"]):
+            raise RunError(
+                f"the loss on held-out data is {metrics['loss']} after update {self.updates}; a smaller --learning-rate may help"
+            )
+        return metrics
+
+    def _judge(self, loss: float) -> None:
+        """Keep the best weights, and see whether patience is at its end."""
+        patience = self.training.patience
+        if patience is None:
+            return
+        if self.best is None or loss < self.best[0]:
+            weights = {name: p.detach().clone() for name, p in self.parameters}
+            self.best, self.without_progress = (loss, self.updates, weights), 0
+            return
+        self.without_progress += 1
+        if self.without_progress >= patience and self.updates < self.total:
+            self.ended_early = (
+                f"stopped after {self.updates} of {self.total} updates: the loss on held-out data has not fallen in"
+                f" {patience} evaluations; the model is that of update {self.best[1]}"
+            )
+            self.progress.say(self.ended_early)
+
+    def finish(self) -> None:
+        """End the threads, and take the weights with the lowest held-out loss, where patience was given."""
+        self.halves.close()
+        if self.best is None or self.best[1] == self.updates:
+            return
+        if self.ended_early is None:
+            self.progress.say(f"the loss on held-out data was lowest after update {self.best[1]}: the model is that one")
+        with torch.no_grad():
+            for name, parameter in self.parameters:
+                parameter.copy_(self.best[2][name])
+        self.evaluated = self.evaluate(self.data.held_out)
+
+    def _remember(self, loss: float, sums: Sums, examples: Sequence[Example]) -> None:
+        weight = next(iter(self.learner.method.denominators(examples).values()))
+        for name, (total, count) in (sums | {"loss": (torch.tensor(loss * weight), weight)}).items():
+            kept = self.epoch.setdefault(name, [0.0, 0.0])
+            kept[0] += float(total)
+            kept[1] += count
+        self.last = {name: total / count for name, (total, count) in self.epoch.items()}
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it was stopped before its end."""
+        return self.updates < self.total and self.ended_early is None
+
+    def result(self, seconds: float) -> dict[str, Any]:
+        """The run in numbers; ``seconds`` is how long it went on."""
+        reached = {name: value for name, value in (self.evaluated or self.last).items() if math.isfinite(value)}
+        rate = (lambda count: count / seconds) if seconds > 0 and self.updates else (lambda count: None)
+        return {
+            "prompts": self.prompts,
+            "pairs": self.pairs,
+            "prompts_per_second": rate(self.prompts),
+            "pairs_per_second": rate(self.pairs),
+            "tokens_per_second": rate(self.tokens),
+            "final_loss": reached.get("loss"),
+            "accuracy": reached.get("accuracy"),
+            "metrics": reached,
+            "reference_seconds": self.learner.reference_seconds,
+            "updates": self.updates,
+            "best_update": self.best[1] if self.best is not None else None,
+            "utilization": self.operations / self.matrix_rate / self.updating if self.updating else None,
+        }
+
+
+def evaluate_examples(method: Method, examples: Sequence[Example], *, batch_size: int) -> Metrics:
+    """Loss and metrics of examples, as means over all of them whatever the batches; gradients and modes are the caller's."""
+    denominators = method.denominators(examples)
+    loss, sums = 0.0, Sums()
+    by_length = sorted(examples, key=lambda e: e.tokens)
+    for begin in range(0, len(by_length), batch_size):
+        share = method.parts(by_length[begin : begin + batch_size], denominators)
+        loss += float(share.loss)
+        add_sums(sums, share.sums)
+    return {"loss": loss} | {name: float(total) / count for name, (total, count) in sums.items()}

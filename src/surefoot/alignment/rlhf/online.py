@@ -1,0 +1,336 @@
+"""A run of ``surefoot align ppo``: from files to the loop, its reports, and sample answers to read."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from surefoot.alignment.configuration import AlignConfiguration
+from surefoot.alignment.data.prompts import LoadedPrompts, Prompt, load_prompts
+from surefoot.alignment.halves import can_be_computed_at_once
+from surefoot.alignment.likelihood.likelihood import Likelihood
+from surefoot.alignment.likelihood.packing import Group
+from surefoot.alignment.models.adapters import add_adapter
+from surefoot.alignment.models.counting import matrix_rate
+from surefoot.alignment.models.loading import load_policy, load_reward_model
+from surefoot.alignment.models.precision import autocast_dtype, device_of
+from surefoot.alignment.preparation import check_length, live_reference, reference_fingerprint
+from surefoot.alignment.rewards.model import ModelReward
+from surefoot.alignment.rewards.opening import open_reward
+from surefoot.alignment.rewards.source import RewardSource
+from surefoot.alignment.rlhf.configuration import PPOConfiguration
+from surefoot.alignment.rlhf.critic import Critic
+from surefoot.alignment.rlhf.learner import Metrics, PolicyOptimization
+from surefoot.errors import RunError, UsageError
+from surefoot.runs.metrics import MetricsWriter
+from surefoot.runs.progress import Progress
+
+SAMPLES_FILE = "samples.jsonl"
+SHOWN = 4
+"""Prompts whose answers an entry of samples.jsonl holds."""
+ORDER = 3
+"""Stream of random numbers of the prompts' order; the learner has 1 and 2."""
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Online:
+    """Prompts, a policy, and where its rewards come from."""
+
+    configuration: AlignConfiguration
+    tokenizer: PreTrainedTokenizerFast
+    data: LoadedPrompts
+    likelihood: Likelihood
+    reward: RewardSource
+    critic: Critic | None
+    ends: tuple[int, ...]
+    reference_fingerprint: str
+    tell: Tell
+
+    @staticmethod
+    def prepare(configuration: AlignConfiguration, tokenizer: PreTrainedTokenizerFast, tell: Tell, *, quiet: bool) -> Online:
+        """Read the prompts, then load the models, of which there are up to four."""
+        settings = ppo_settings(configuration)
+        if tokenizer.eos_token_id is None:
+            raise UsageError(
+                f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no EOS, so no answer could end; name one as"
+                " eos_token in its tokenizer_config.json"
+            )
+        device_of(configuration.model)
+        data = load_prompts(configuration.data, tokenizer, longest_answer=settings.longest_answer)
+        for sentence in data.notices:
+            tell(sentence)
+        share, autocast = configuration.training.share_prompts, autocast_dtype(configuration.model)
+        reward = open_reward(settings.reward, tokenizer, settings=configuration.model, share_prompts=share)
+        reward.check(data.prompts, longest_answer=settings.longest_answer)
+        for sentence in reward.notices:
+            tell(sentence)
+        model = load_policy(configuration.model, tokenizer, notify=tell)
+        if configuration.adapter.lora_rank:
+            model = add_adapter(model, configuration.adapter, seed=configuration.training.seed)
+        likelihood = Likelihood(model, share_prompts=share, autocast=autocast)
+        groups = _longest_groups(data.prompts, settings)
+        check_length(likelihood, max(len(prompt.ids) for prompt in data.prompts) + settings.longest_answer, tell)
+        if notice := likelihood.check(groups):
+            tell(notice)
+        critic = _critic(configuration, tokenizer, likelihood, reward, groups, tell) if settings.weight == "gae" else None
+        # Where a model ends its turns with another token than the tokenizer's EOS, its own configuration says so.
+        ends = end_tokens(model, tokenizer)
+        fingerprint = reference_fingerprint(model)
+        return Online(configuration, tokenizer, data, likelihood, reward, critic, ends, fingerprint, tell)
+
+    @property
+    def model(self) -> Any:
+        """The policy, which is trained and kept."""
+        return self.likelihood.model
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What config.json says beside the settings."""
+        return {"comparison": None, "reference_fingerprint": self.reference_fingerprint, "reward_source": self.reward.name}
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The data, for the model's card."""
+        return self.data.description
+
+    @property
+    def prompts(self) -> int:
+        """That the whole run asks; every epoch counts."""
+        return self.configuration.training.epochs * len(self.data.prompts)
+
+    def start(self, folder: Path, writer: MetricsWriter, progress: Progress) -> OnlineRun:
+        """Begin; ``folder`` gets samples.jsonl."""
+        return OnlineRun(self, folder, writer, progress)
+
+
+def ppo_settings(configuration: AlignConfiguration) -> PPOConfiguration:
+    """The choices of a configuration whose method is ppo."""
+    if not isinstance(configuration.objective, PPOConfiguration):
+        raise ValueError(f"{configuration.method} is not ppo")
+    return configuration.objective
+
+
+def end_tokens(model: Any, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """Ids that end an answer: the tokenizer's EOS, and what the model's own generation settings name besides."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    more = named if isinstance(named, list | tuple) else [named]
+    ids = [tokenizer.eos_token_id, *(token for token in more if token is not None)]
+    return tuple(dict.fromkeys(int(token) for token in ids))
+
+
+def _longest_groups(prompts: list[Prompt], settings: PPOConfiguration) -> list[Group]:
+    """The longest prompts with answers as long as any can be, to check on: of tokens of the prompt itself."""
+    longest = sorted(prompts, key=lambda prompt: len(prompt.ids), reverse=True)[:2]
+    return [
+        (prompt.ids, [np.resize(prompt.ids, settings.longest_answer), np.resize(prompt.ids[::-1], settings.longest_answer)])
+        for prompt in longest
+    ]
+
+
+def _critic(
+    configuration: AlignConfiguration,
+    tokenizer: PreTrainedTokenizerFast,
+    actor: Likelihood,
+    reward: RewardSource,
+    groups: list[Group],
+    tell: Tell,
+) -> Critic:
+    choice = ppo_settings(configuration).critic
+    same_tokens = isinstance(reward, ModelReward) and reward.same_tokens
+    if choice == "reward" and not same_tokens:
+        what = (
+            "a reward model has another tokenizer" if isinstance(reward, ModelReward) else "a function has no weights to copy"
+        )
+        raise UsageError(f"--critic reward: {what}; take --critic policy or shared")
+    if choice == "shared":
+        return Critic.sharing(actor)
+    from_reward = choice == "reward" or (choice == "auto" and same_tokens)
+    name = reward.name if from_reward else configuration.model.model
+    model, notices = load_reward_model(
+        replace(configuration.model, model=name), tokenizer, new_head=not from_reward, seed=configuration.training.seed
+    )
+    if not from_reward:
+        model.score.weight.data.zero_()
+    tell(f"the critic starts as a copy of {'the reward model' if from_reward else 'the policy, with a head of zeros'}")
+    for sentence in notices if from_reward else ():
+        tell(sentence)
+    if configuration.adapter.lora_rank:
+        model = add_adapter(model, configuration.adapter, seed=configuration.training.seed)
+    likelihood = Likelihood(
+        model, share_prompts=configuration.training.share_prompts, autocast=autocast_dtype(configuration.model)
+    )
+    likelihood.work = actor.work
+    if notice := likelihood.check(groups):
+        tell(f"critic: {notice}")
+    return Critic(likelihood)
+
+
+@dataclass
+class OnlineRun:
+    """What changes while a run goes on."""
+
+    prepared: Online
+    folder: Path
+    writer: MetricsWriter
+    progress: Progress
+    asked: int = 0
+    tokens: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By phase, over the whole run."""
+    operations: float = 0.0
+    """That updates needed."""
+    ended_early: str | None = None
+    reached: Metrics = field(default_factory=dict)
+    """Of the last iteration."""
+    first: Metrics = field(default_factory=dict)
+    """Of the first iteration, whose answers are the reference's own."""
+
+    def __post_init__(self) -> None:
+        configuration, likelihood = self.prepared.configuration, self.prepared.likelihood
+        training = configuration.training
+        self.total = training.epochs * -(-len(self.prepared.data.prompts) // training.batch_size)
+        self.learner = PolicyOptimization(
+            actor=likelihood,
+            reward=self.prepared.reward,
+            reference=live_reference(likelihood),
+            critic=self.prepared.critic,
+            settings=ppo_settings(configuration),
+            training=training,
+            total=self.total,
+            ends=self.prepared.ends,
+            at_once=can_be_computed_at_once(configuration, likelihood),
+            say=self.progress.say,
+        )
+        dtype = autocast_dtype(configuration.model) or likelihood.head.weight.dtype
+        self.matrix_rate = matrix_rate(likelihood.device, 0.1, dtype=dtype)
+        self.began = time.perf_counter()
+
+    def advance(self) -> Iterator[None]:
+        """One iteration at a time."""
+        for prompts in self._batches():
+            self._iterate(prompts)
+            yield
+
+    def _batches(self) -> Iterator[list[Prompt]]:
+        """Every epoch all prompts in a new order."""
+        training, prompts = self.prepared.configuration.training, self.prepared.data.prompts
+        for epoch in range(training.epochs):
+            order = np.random.default_rng([training.seed, ORDER, epoch]).permutation(len(prompts))
+            for begin in range(0, len(order), training.batch_size):
+                yield [prompts[i] for i in order[begin : begin + training.batch_size]]
+
+    def _iterate(self, prompts: list[Prompt]) -> None:
+        learner, settings = self.learner, self.learner.settings
+        metrics = learner.iterate(prompts)
+        experience = learner.last
+        assert experience is not None
+        answered = int(experience.lengths.sum())
+        self.asked += len(prompts)
+        self.tokens += answered
+        speeds = {}
+        for phase, work in learner.work.items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + work.seconds
+            speeds[f"speed/{phase}_tokens_per_second"] = answered / work.seconds
+        update = learner.work["update"]
+        self.operations += update.operations
+        self.reached = metrics
+        self.first = self.first or metrics
+        report: dict[str, float | None] = {
+            "iteration": learner.iterations,
+            "prompts": self.asked,
+            "epoch": self.asked / len(self.prepared.data.prompts),
+            **metrics,
+            **speeds,
+            "speed/utilization": update.operations / update.seconds / self.matrix_rate,
+        }
+        self.writer.write(self.asked, report)
+        every = settings.samples_every
+        if every and (learner.iterations % every == 1 % every or learner.iterations == self.total):
+            self._write_samples()
+        kl = metrics["kl/reference"]
+        if settings.stop_kl is not None and kl > settings.stop_kl and learner.iterations < self.total:
+            self.ended_early = (
+                f"stopped after {learner.iterations} of {self.total} iterations: KL to the reference is {kl:.2f} nats per answer,"
+                f" more than --stop-kl {settings.stop_kl:g}"
+            )
+            self.progress.say(self.ended_early)
+        shown = f"reward {metrics['reward']:.3f}  KL {kl:.2f}"
+        self.progress.update(self.asked, rate=self.asked / (time.perf_counter() - self.began), reached=shown)
+
+    def _write_samples(self) -> None:
+        """Some answers of this iteration, as a reader sees them."""
+        experience, tokenizer = self.learner.last, self.prepared.tokenizer
+        assert experience is not None
+        kl = experience.kl_to_reference
+        lines = []
+        for one in experience.batch[:SHOWN]:
+            for number, answer in enumerate(one.answers, start=one.first):
+                entry = {
+                    "iteration": self.learner.iterations,
+                    "row": one.prompt.number,
+                    "prompt": one.prompt.text,
+                    "answer": tokenizer.decode(answer, skip_special_tokens=True),
+                    "finished": bool(experience.finished[number]),
+                    "reward": float(experience.rewards[number]),
+                    "kl": float(kl[number]),
+                }
+                lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
+        path = self.folder / SAMPLES_FILE
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write("".join(lines))
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror}; the entries before are kept") from error
+
+    def finish(self) -> None:
+        """End the threads."""
+        self.learner.close()
+        if self.prepared.critic is not None and self.prepared.critic.likelihood is not None:
+            self.prepared.critic.likelihood.release()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it was stopped before its end."""
+        return self.learner.iterations < self.total and self.ended_early is None
+
+    def result(self, seconds: float) -> dict[str, Any]:
+        """The run in numbers.
+
+        Returns:
+            iterations, prompts asked (every epoch counts), answers, tokens of answers; reward and kl_reference (nats per answer), means of
+            the last iteration, and first_reward, of the reference's own answers; beta at the end; ratio_error, how far from 1 the
+            ratios of the first batch were before any step; tokens_per_second of sampling, scoring, update and all together,
+            answers_per_second, and utilization of the update.
+        """
+        done = self.learner.iterations
+        rate = (lambda count: count / seconds) if seconds > 0 and done else (lambda count: None)
+        updating = self.seconds.get("update", 0.0)
+        answers = self.asked * self.learner.settings.answers_per_prompt
+        return {
+            "iterations": done,
+            "prompts": self.asked,
+            "answers": answers,
+            "tokens": self.tokens,
+            "reward": self.reached.get("reward"),
+            "first_reward": self.first.get("reward"),
+            "kl_reference": self.reached.get("kl/reference"),
+            "beta": self.learner.beta,
+            "ratio_error": self.learner.ratio_error,
+            "prompts_per_second": rate(self.asked),
+            "answers_per_second": rate(answers),
+            "tokens_per_second": rate(self.tokens),
+            "phases": {
+                phase: {"seconds": spent, "tokens_per_second": self.tokens / spent} for phase, spent in self.seconds.items()
+            },
+            "metrics": {name: value for name, value in self.reached.items() if np.isfinite(value)},
+            "utilization": self.operations / updating / self.matrix_rate if updating else None,
+        }

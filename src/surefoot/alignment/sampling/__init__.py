@@ -1,0 +1,1 @@
+"""Answers drawn from a model: prompts computed once, keys and values kept, finished answers dropped."""

@@ -1,0 +1,45 @@
+"""Whitening: numbers of a batch brought to variance 1, and to mean 0 or not."""
+
+from __future__ import annotations
+
+from jaxtyping import Bool, Float
+
+from surefoot.equations._library import Array, namespace
+from surefoot.equations.objectives import masked_mean
+
+__all__ = ["whiten"]
+
+
+def whiten(
+    x: Float[Array, "*batch"], *, valid: Bool[Array, "*batch"] | None = None, shift_mean: bool = True, epsilon: float = 1e-8
+) -> Float[Array, "*batch"]:
+    """(x − μ)/√(σ² + ε) or, with the mean kept, (x − μ)/√(σ² + ε) + μ.
+
+    μ and σ² are the mean and the variance of all valid entries together, σ² with their number as its denominator. RLHF as it was first
+    published whitens advantages, with the mean shifted to 0, and rewards, with the mean kept: a reward's sign means something.
+
+    Args:
+        x: of a whole batch; a part of it has another mean.
+        valid: which entries are real; all by default. The others reach neither μ nor σ², NaN included.
+        shift_mean: True makes the mean 0; False leaves it at μ.
+        epsilon: ε > 0, in squared units of x: entries that do not vary become 0 (or μ), not NaN.
+
+    Returns:
+        whitened entries without unit (with the mean kept: μ in the unit of x); 0 where not valid.
+
+    Raises:
+        ValueError: ε is not positive.
+
+    Source: Ziegler et al., Fine-Tuning Language Models from Human Preferences (2019), the authors' code; Huang et al., The N+
+        Implementation Details of RLHF with PPO (2024).
+    """
+    if not epsilon > 0:
+        raise ValueError(f"epsilon must be positive, but is {epsilon}")
+    xp = namespace(x)
+    zero = xp.zeros_like(x)
+    x = x if valid is None else xp.where(valid, x, zero)
+    mean = masked_mean(x, valid)
+    centred = x - mean
+    whitened = centred / xp.sqrt(masked_mean(centred**2, valid) + epsilon)
+    whitened = whitened if shift_mean else whitened + mean
+    return whitened if valid is None else xp.where(valid, whitened, zero)
