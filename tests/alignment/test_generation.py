@@ -112,7 +112,7 @@ def test_answers_are_printed_for_reading(capsys, model, data):
     assert lines[2].startswith("answer 1 (2 tokens")
     assert sum(line.startswith("answer ") for line in lines) == 2
     assert "one answer to a prompt (format completion" in output.err
-    assert "2 answers to 1 prompts, 4 tokens at" in output.err
+    assert "answers: 2, to prompts: 1; 4 tokens at" in output.err
 
 
 def test_samples_can_be_kept(capsys, model, data, tmp_path):

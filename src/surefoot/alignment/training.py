@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ import torch
 from surefoot.alignment.configuration import AlignConfiguration
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
 from surefoot.alignment.models.card import model_card
+from surefoot.alignment.models.runs import model_of
 from surefoot.alignment.models.saving import save_model
 from surefoot.alignment.offline import Offline
 from surefoot.alignment.rlhf.online import Online
@@ -78,6 +80,7 @@ def align(
             possible.
     """
     started = time.time() if started is None else started
+    configuration = replace(configuration, model=replace(configuration.model, model=model_of(configuration.model.model)))
     training, method = configuration.training, configuration.method
     tokenizer = load_tokenizer(configuration.model.model, trust_remote_code=configuration.model.trust_remote_code)
 

@@ -120,9 +120,10 @@ def run(arguments: list[str]) -> int:
     elif not chosen.output.json:
         for sample in result["samples"]:
             print("\n".join(_readable(sample)))
+    kept = f"; written to {chosen.out}" if chosen.out is not None else ""
     tell(
-        f"{result['answers']:,} answers to {result['prompts']:,} prompts, {result['tokens']:,} tokens at"
-        f" {result['tokens_per_second']:,.0f} a second" + (f"; written to {chosen.out}" if chosen.out else "")
+        f"answers: {result['answers']:,}, to prompts: {result['prompts']:,}; {result['tokens']:,} tokens at"
+        f" {result['tokens_per_second']:,.0f} a second{kept}"
     )
     chosen.output.give(result)
     return DONE

@@ -18,11 +18,11 @@ from surefoot.demo.figure import draw_road
 from surefoot.runs.directory import METRICS_FILE, MODEL_FOLDER
 from surefoot.runs.metrics import read_metrics
 
-LABELLED = 4000
+LABELLED = 3000
 """Prompts with labelled answers."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "sft": {"batch_size": 32, "epochs": 3, "learning_rate": 3e-3},
-    "reward": {"batch_size": 32, "epochs": 5, "learning_rate": 1e-3, "weight_decay": 0.1},
+    "reward": {"batch_size": 32, "epochs": 4, "learning_rate": 1e-3, "weight_decay": 0.1},
     "ppo": {"batch_size": 64, "epochs": 1, "learning_rate": 1e-3},
     "dpo": {"batch_size": 32, "epochs": 2, "learning_rate": 5e-4},
 }

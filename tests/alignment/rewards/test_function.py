@@ -78,7 +78,7 @@ def test_conversations_are_lists_of_messages_and_their_answers_stripped(source):
 
 
 def test_columns_are_given_by_name_one_value_per_answer(source):
-    prompts = prompts_of(["a", "b"], TOKENIZER, [{"answer": 4, "level": "x", "prompts": 1}, {"answer": 5}])
+    prompts = prompts_of(["a", "b"], TOKENIZER, [{"answer": 4, "level": "x", "completions": 1, "prompts": 1}, {"answer": 5}])
     CALLS.clear()
     reward = source(calls("def reward(prompts, completions, answer, *, level):"))
     reward.check(prompts)
@@ -257,12 +257,13 @@ def test_names_that_lead_nowhere_are_refused(name, complaint):
 
 def test_the_current_directory_and_a_files_own_folder_are_importable(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
+    sys.modules.pop("tabnanny", None)  # a module of the standard library
     folder = tmp_path / "rewards_of_mine"
     folder.mkdir()
     (folder / "neighbour_of_rewards.py").write_text("VALUE = 4\n")
-    (folder / "json.py").write_text("raise RuntimeError('this is not the library')\n")
+    (folder / "tabnanny.py").write_text("raise RuntimeError('this is not the library')\n")
     code = (
-        "import json, dataclasses\nfrom neighbour_of_rewards import VALUE\n\n@dataclasses.dataclass\nclass A:\n    a: 'int'\n\n"
+        "import tabnanny, dataclasses\nfrom neighbour_of_rewards import VALUE\n\n@dataclasses.dataclass\nclass A:\n    a: 'int'\n\n"
     )
     (folder / "rewards_in_a_file.py").write_text(code + "def reward(prompts, completions): return [VALUE] * len(prompts)\n")
     prompts = prompts_of(["a"], TOKENIZER)
@@ -270,7 +271,12 @@ def test_the_current_directory_and_a_files_own_folder_are_importable(tmp_path, m
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(folder))])
     monkeypatch.chdir(folder)
     assert score(FunctionReward("rewards_in_a_file:reward", TOKENIZER), prompts, [["x"]]).tolist() == [4]
-    for name in ("rewards_in_a_file", "surefoot_reward_rewards_in_a_file", "neighbour_of_rewards"):
+    (folder / "rewards_that_lack_something.py").write_text("import no_such_library\n")
+    with pytest.raises(
+        UsageError, match="rewards_that_lack_something cannot be imported: ModuleNotFoundError: No module named 'no_"
+    ):
+        FunctionReward("rewards_that_lack_something:reward", TOKENIZER)
+    for name in ("rewards_in_a_file", "surefoot_reward_rewards_in_a_file", "neighbour_of_rewards", "tabnanny"):
         sys.modules.pop(name, None)
 
 

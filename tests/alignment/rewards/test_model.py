@@ -146,46 +146,41 @@ def test_tokenizers_differ_in_vocabulary_in_what_they_put_before_a_text_and_in_t
     assert not same_tokenizer(tokenizer, bare)
 
 
-TEXTS = [{"prompt": "what is", "completions": [" the answer", " no", " Paris"], "ranks": [1, 2, 3]}]
-CONVERSATIONS = [
-    {"prompt": [user("what?")], "completions": [[assistant("the answer")], [assistant("no")], [assistant("Paris")]], "ranks": [1, 2, 3]}
-]  # fmt: skip
+ANSWERS_TO_READ = ("the answer", "no", "Paris")
+TEXTS = {"prompt": "what is", "completions": [" " + text for text in ANSWERS_TO_READ], "ranks": [1, 2, 3]}
+LINES = {"prompt": "what is\n", "completions": list(ANSWERS_TO_READ), "ranks": [1, 2, 3]}
+CONVERSATIONS = {"prompt": [user("what?")], "completions": [[assistant(text)] for text in ANSWERS_TO_READ], "ranks": [1, 2, 3]}
+READ = [
+    (row, policy, own) for row in (TEXTS, LINES) for policy in ("gpt2", "qwen", "llama") for own in ("gpt2", "qwen", "llama")
+]
+READ += [(CONVERSATIONS, policy, own) for policy in ("qwen", "llama") for own in ("qwen", "llama")]
 
 
-@pytest.mark.parametrize("policy", ["gpt2", "qwen", "llama"])
-@pytest.mark.parametrize("own", ["gpt2", "qwen", "llama"])
-@pytest.mark.parametrize("rows", [TEXTS, CONVERSATIONS], ids=["texts", "conversations"])
-def test_another_tokenizer_reads_what_its_own_data_loading_would_have_made(tmp_path, policy, own, rows):
+@pytest.mark.parametrize(("row", "policy", "own"), READ)
+def test_another_tokenizer_reads_what_its_own_data_loading_would_have_made(tmp_path, row, policy, own):
     policy_tokenizer, tokenizer = MAKERS[policy](), MAKERS[own]()
-    if rows is CONVERSATIONS and "gpt2" in (policy, own):
-        pytest.skip("it has no chat template")
-    if own == "gpt2":
-        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
-    if own == "llama":
+    if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
     model = save(tmp_path / "model", tokenizer)
-    path = write_lines(tmp_path / "rows.jsonl", rows)
+    path = write_lines(tmp_path / "rows.jsonl", [row])
 
     def examples(of):
         return load_examples(DataConfiguration(str(path), cache=False), of, purpose="preference").examples
 
     (sampled,), (expected,) = examples(policy_tokenizer), examples(tokenizer)
-    text = rows[0]["prompt"] if rows is TEXTS else tuple(rows[0]["prompt"])
-    prompts = prompts_of([text], policy_tokenizer)
+    prompts = prompts_of([tuple(row["prompt"]) if row is CONVERSATIONS else row["prompt"]], policy_tokenizer)
     assert prompts[0].ids.tolist() == sampled.prompt.tolist()
     answers = list(sampled.completions)
-    answers[1] = answers[1][:-1]  # cut
+    answers[0] = answers[0][:-1]  # cut
     reward = opened(tmp_path / "model", policy_tokenizer)
     reward.check(prompts, longest_answer=16)
     assert reward.same_tokens == (policy == own)
     told = f"{tmp_path}/model has another tokenizer than the policy: answers are decoded and encoded anew for it"
     assert (told in reward.notices) == (policy != own)
-    given = reward.rewards(prompts, [answers], np.array([True, False, True]))
-    read = [list(ids) for ids in expected.completions]
-    if rows is TEXTS or policy == own or own == "qwen":
-        read[1] = read[1][:-1]
-    else:
-        read[1] = read[1][:-2]  # the template's space behind an answer belongs to its end
+    given = reward.rewards(prompts, [answers], np.array([False, True, True]))
+    read = [ids.tolist() for ids in expected.completions]
+    behind = 2 if row is CONVERSATIONS and (policy, own) == ("qwen", "llama") else 1  # that template's space belongs to its end
+    read[0] = read[0][:-behind]
     wanted = [own_score(model, [*expected.prompt, *ids]) for ids in read]
     assert given == pytest.approx(wanted, rel=1e-4, abs=1e-5)
     assert len(set(np.round(wanted, 4))) == 3
@@ -203,11 +198,13 @@ def test_another_chat_template_is_obeyed_with_the_same_tokens(tmp_path):
     assert reward.notices == ()
     reward.check([plain, talk], longest_answer=4)
     assert reward.notices[0].endswith("has another chat template than the policy: conversations are written anew for it")
-    answer = answers_of(["yes"], tokenizer)
-    given = reward.rewards([plain, talk], [answer, answer], np.array([True, True]))
+    (answer,) = answers_of(["yes"], tokenizer)
+    letters = np.array([*tokenizer.convert_tokens_to_ids(["y", "e", "s"]), tokenizer.eos_token_id], np.int32)
+    assert letters.tolist() != answer.tolist(), "the same text, as a policy may well write it"
+    given = reward.rewards([plain, talk], [[letters], [letters]], np.array([True, True]))
     (own,) = prompts_of([messages], tokenizer)
     assert own.ids.tolist() != talk.ids.tolist()
-    expected = [own_score(model, [*prompt.ids, *answer[0]]) for prompt in (plain, own)]
+    expected = [own_score(model, [*plain.ids, *letters]), own_score(model, [*own.ids, *answer])]
     assert given == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
@@ -255,7 +252,10 @@ def test_too_few_positions_are_a_sentence_before_training_and_while_it_goes_on(t
     prompts = prompts_of(["a b c", "d"], gpt2_like())
     reward.check(prompts, longest_answer=4)
     many = answers_of([" a", " a a a a a a a a"], gpt2_like())
-    with pytest.raises(RunError, match=r"an answer to the prompt of row 11 \('d'\) cannot be scored: .* the longest sequence has 10 tokens, and"):
+    with pytest.raises(
+        RunError,
+        match=r"an answer to the prompt of row 11 \('d'\) cannot be scored: .* the longest sequence has 10 tokens, and",
+    ):
         reward.rewards(prompts, [[many[0]], [many[1], many[1]]], np.ones(3, bool))
 
 

@@ -13,7 +13,9 @@ from surefoot.alignment.likelihood.distribution import AnswerDistribution
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.models.adapters import add_adapter
 from surefoot.alignment.models.configuration import AdapterConfiguration
+from surefoot.alignment.rlhf import learner as learning
 from surefoot.alignment.rlhf.critic import Critic
+from surefoot.alignment.rlhf.objective import accumulate_gradients
 from surefoot.errors import RunError
 from tests.alignment.models.tiny import language_model, reward_model
 from tests.alignment.rlhf.experiences import EOS, TokenCount, learner, moved, paid, plain_training, some_prompts, weights_of
@@ -197,6 +199,50 @@ def test_the_coefficient_that_has_adapted_is_the_one_that_penalises():
     assert metrics["return"] == pytest.approx(metrics["reward"] - penalty, rel=1e-4)
 
 
+def test_in_the_loss_too_it_is_the_coefficient_that_has_adapted():
+    digests = []
+    for beta in (None, 5.0):
+        one = learner(weight="reward-to-go", kl_placement="loss", beta=0.05)
+        iterate(one)
+        one.beta = one.beta if beta is None else beta
+        iterate(one)
+        digests.append(digest(one))
+    assert digests[0] != digests[1]
+
+
+def test_a_target_is_held_against_the_divergence_of_each_minibatch():
+    def of(epochs, target=None):
+        training = plain_training(learning_rate=3e-3)
+        one = learner(weight="reward-to-go", update_epochs=epochs, target_kl=target, training=training)
+        (metrics,) = iterate(one)
+        return metrics
+
+    sums = [of(epochs)["kl/update"] * epochs for epochs in range(1, 5)]
+    divergences = np.diff(sums)  # before steps 2, 3 and 4; before step 1 there is none
+    assert list(divergences) == sorted(divergences)
+    assert of(8, target=0.98 * divergences[1] / 1.5)["steps"] == 2
+    assert of(8, target=1.02 * divergences[1] / 1.5)["steps"] > 2
+
+
+def test_ratios_are_the_extremes_of_all_minibatches_and_denominators_are_each_ones_own(monkeypatch):
+    extremes = iter([(0.9, 1.1), (0.4, 1.2), (0.8, 1.9), (0.7, 1.3)])
+    counts = []
+
+    def recording(part, *, tokens, **others):
+        lowest, highest = next(extremes)
+        counts.append((sum(len(answer) for one in part for answer in one.answers), tokens))
+        return accumulate_gradients(part, tokens=tokens, **others)._replace(lowest_ratio=lowest, highest_ratio=highest)
+
+    monkeypatch.setattr(learning, "accumulate_gradients", recording)
+    one = learner(update_epochs=1, minibatches=2, training=plain_training(accumulation=2))
+    (metrics,) = iterate(one, prompts=some_prompts(4))
+    assert (metrics["ratio/lowest"], metrics["ratio/highest"]) == (0.4, 1.9)
+    assert len(counts) == 4
+    for first, second in (counts[:2], counts[2:]):
+        assert first[1] == second[1] == first[0] + second[0]
+    assert counts[0][1] + counts[2][1] == int(one.last.lengths.sum())
+
+
 def test_a_target_ends_the_passes_before_the_step_that_would_go_on():
     prompts = some_prompts()
     stopped = learner(update_epochs=8, target_kl=0.002)
@@ -263,13 +309,15 @@ def test_parts_and_halves_at_once_are_the_same_iteration(critic, choices):
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
-    digests = []
+    digests, answers = [], []
     for seed in (3, 3, 4):
         one = learner(training=plain_training(seed=seed), minibatches=2)
         torch.manual_seed(len(digests))
         iterate(one, 2)
         digests.append(digest(one))
+        answers.append([answer.tolist() for answer in one.reward.seen[0]])
     assert digests[0] == digests[1] != digests[2]
+    assert answers[0] == answers[1] != answers[2]
 
 
 def test_iterations_draw_other_answers():

@@ -90,6 +90,7 @@ def test_no_option_is_dead():
         ({"weight": "reward-to-go"}, {"trace_decay": 0.5, "divide_by_deviation": True, "value_coefficient": 2.0}),
         ({"critic": "shared"}, {"critic_learning_rate": 0.5}),
         ({}, {"value_coefficient": 2.0, "kl_horizon": 20}),
+        ({"update_epochs": 1}, {"clip_range": 0.01, "target_kl": 1e-4, "value_clip_range": 0.01}),
     ],
 )
 def test_what_is_called_idle_is(base, changed):
@@ -117,6 +118,10 @@ def test_what_is_called_idle_is(base, changed):
         (["--unfinished-reward", "0", "--unfinished-penalty", "1"], "leave one out"),
         (["--stop-kl", "0"], "stop-kl"),
         (["--minibatches", "0"], "minibatches"),
+        (["--minibatches", "17"], "17 cuts a batch of 16"),
+        (["--kl-target", "1", "--kl-horizon", "63"], "64 answers of one iteration"),
+        (["--weight", "group", "--standardize-rewards", "center"], "take scale"),
+        (["--update-epochs", "1", "--clip-range", "0.3"], "every ratio is 1"),
     ],
 )
 def test_the_command_line_refuses_what_would_do_nothing_or_harm(arguments, said, tmp_path):

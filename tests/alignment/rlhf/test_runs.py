@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,6 +39,9 @@ def _later(prompts, completions, what):
     global calls
     calls += 1
     return what() if calls == 3 else good(prompts, completions)
+
+def raises_at_once(prompts, completions):
+    raise ValueError("there is no reward")
 
 def raises(prompts, completions):
     return _later(prompts, completions, lambda: 1 / 0)
@@ -85,7 +89,13 @@ def data(tmp_path):
 def settings(model, data, out, *, reward="good", adapter=None, objective=None, **training):
     named = f"{data.parent / 'rewards.py'}:{reward}" if reward.isidentifier() else reward
     defaults = configure("ppo", model=str(model), data=str(data), reward=named)
-    plain = {"batch_size": 8, "learning_rate": 0.02, "learning_rate_schedule": "constant", "out": str(out), "tensorboard": False}
+    plain = {
+        "batch_size": 8,
+        "learning_rate": 0.02,
+        "learning_rate_schedule": "constant",
+        "out": str(out),
+        "tensorboard": False,
+    }
     chosen = {"answers_per_prompt": 4, "longest_answer": 5, "beta": 0.02}
     return replace(
         defaults,
@@ -100,8 +110,6 @@ def run(*arguments, **choices):
 
 
 def metrics_of(result):
-    from pathlib import Path
-
     return read_metrics(Path(result["run"]) / "metrics.jsonl")
 
 
@@ -111,8 +119,8 @@ def weights(result):
 
 @pytest.mark.parametrize("weight", ["gae", "reward-to-go", "group", "leave-one-out"])
 def test_a_run_learns_what_it_is_paid_for_and_leaves_what_plain_transformers_opens(weight, model, data, tmp_path):
-    result = run(model, data, tmp_path / "run", epochs=14, objective={"weight": weight, "trace_decay": 1.0}
-                 if weight == "gae" else {"weight": weight})  # fmt: skip
+    chosen = {"weight": weight} | ({"trace_decay": 1.0} if weight == "gae" else {})
+    result = run(model, data, tmp_path / "run", epochs=14, objective=chosen)
     lines = metrics_of(result)
     assert result["first_reward"] < 1
     assert np.mean([line["reward"] for line in lines[-3:]]) > 2
@@ -141,7 +149,7 @@ def test_a_run_learns_what_it_is_paid_for_and_leaves_what_plain_transformers_ope
     assert kept.config.use_cache
     ids = torch.tensor([tokenizer("a b")["input_ids"]])
     said = tokenizer.decode(kept.generate(ids, max_new_tokens=5, do_sample=False)[0, 2:])
-    assert "good good" in said
+    assert said.split().count("good") >= 2
     card = (folder / "model" / "README.md").read_text()
     assert "ppo" in card
     assert "prompts.jsonl" in card
@@ -196,6 +204,14 @@ def test_a_reward_that_cannot_be_had_names_the_prompt_and_keeps_the_model_before
     assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 2
 
 
+def test_a_reward_that_fails_at_once_leaves_the_model_as_it_was(model, data, tmp_path):
+    with pytest.raises(RunError, match="there is no reward"):
+        run(model, data, tmp_path / "run", reward="raises_at_once")
+    assert torch.equal(weights({"model": tmp_path / "run" / "model"}), weights({"model": model}))
+    assert (tmp_path / "run" / "config.json").exists()
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
 def test_too_far_from_the_reference_the_run_ends_by_itself(model, data, tmp_path):
     result = run(model, data, tmp_path / "run", epochs=14, objective={"weight": "leave-one-out", "stop_kl": 0.5})
     lines = metrics_of(result)
@@ -225,6 +241,8 @@ def test_an_adapter_is_trained_and_kept_and_the_base_is_the_reference(model, dat
     assert abs(lines[0]["kl/reference"]) < 1e-5
     assert result["kl_reference"] > 0.1
     assert result["reward"] > result["first_reward"] + 0.5
+    assert lines[0]["critic/value_mean"] == 0
+    assert lines[1]["critic/value_mean"] != 0  # the critic's head is trained beside its own adapter
     from peft import PeftModel
 
     base = AutoModelForCausalLM.from_pretrained(model).eval()
@@ -274,6 +292,25 @@ def test_a_reward_model_is_the_reward_and_where_the_critic_starts(model, data, t
 def test_a_critic_that_cannot_start_from_the_reward_is_refused(model, data, tmp_path):
     with pytest.raises(UsageError, match="a function has no weights"):
         run(model, data, tmp_path / "run", objective={"critic": "reward"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_answers_end_with_every_token_that_the_model_names(model, data, tmp_path):
+    generation = {"eos_token_id": [1, 7], "pad_token_id": 0}
+    (model / "generation_config.json").write_text(json.dumps(generation))
+    prepared = Online.prepare(settings(model, data, tmp_path / "run"), load_tokenizer(str(model)), print, quiet=True)
+    assert prepared.ends == (1, 7)
+    result = run(model, data, tmp_path / "run", epochs=1, objective={"weight": "group", "longest_answer": 20})
+    assert result["tokens"] < 0.9 * 32 * 20  # 2 of 24 tokens end an answer
+
+
+def test_a_policy_whose_answers_could_not_end_is_refused(model, data, tmp_path):
+    tokenizer = json.loads((model / "tokenizer_config.json").read_text())
+    del tokenizer["eos_token"]
+    (model / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    (model / "special_tokens_map.json").unlink(missing_ok=True)
+    with pytest.raises(UsageError, match="EOS"):
+        run(model, data, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -192,7 +192,7 @@ def test_every_answer_is_weighed_as_its_own_episode(batch, weight, discount, tra
 
     def of_tokens(n):
         penalised = [-0.3 * (new - old) for new, old, _ in rows[n]]
-        return penalised[:-1] + [penalised[-1] + earned[n]]
+        return [*penalised[:-1], penalised[-1] + earned[n]]
 
     for n, row in enumerate(rows):
         own = of_tokens(n)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from tests.alignment.likelihood.architectures import VOCABULARY, build
+from tests.alignment.likelihood.architectures import CONFIGURATIONS, VOCABULARY, build
 from tests.alignment.models.tiny import FAMILIES
 
 from surefoot.alignment.likelihood.distribution import PLAIN, AnswerDistribution
@@ -267,6 +267,38 @@ def test_the_work_is_one_forward_pass_of_every_token_but_the_last():
     Sampler(likelihood, under=PLAIN, longest=3).sample(prompts_of(4, 6), answers=2, noise=noise_for(4, 3))
     pairs = 10 + 21 + 2 * (5 + 6) + 2 * (7 + 8)
     assert likelihood.work.operations == forward_flops(model, tokens=4 + 6 + 4 * 2, scored=2 + 4 * 2, attention_pairs=pairs)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "tolerance"),
+    [(torch.float64, None, 1e-6), (torch.bfloat16, None, 0.15), (torch.float32, torch.bfloat16, 0.15)],
+)
+@pytest.mark.parametrize("answers", [1, 3])
+def test_log_probabilities_in_other_precisions_are_those_that_training_computes(answers, dtype, autocast, tolerance):
+    likelihood = Likelihood(build("llama", dtype=dtype), autocast=autocast)
+    prompts, noise = prompts_of(*LENGTHS), noise_for(4 * answers, 9)
+    samples = Sampler(likelihood, under=UNDER, longest=9).sample(prompts, answers=answers, noise=noise)
+    groups = [(prompt, samples.answers[i * answers : (i + 1) * answers]) for i, prompt in enumerate(prompts)]
+    again = likelihood.completions(groups, under=UNDER)
+    expected = np.concatenate([again.tokens[again.completion_of == i].detach().numpy() for i in range(again.count)])
+    np.testing.assert_allclose(np.concatenate(samples.log_probabilities), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_model_that_has_been_sampled_from_is_trained_as_before(name):
+    prompts, noise = prompts_of(6, 9), noise_for(4, 5)
+
+    def gradients(sampled):
+        model = build(name)
+        likelihood = Likelihood(model)
+        likelihood.check([(prompts[1], [prompts[0]])])
+        if sampled:
+            Sampler(likelihood, under=UNDER, longest=5).sample(prompts, answers=2, noise=noise)
+        likelihood.completions([(prompt, [prompts[0]]) for prompt in prompts]).tokens.sum().backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    for before, after in zip(gradients(False), gradients(True), strict=True):
+        assert torch.equal(before, after)
 
 
 def test_numbers_that_are_not_finite_are_an_error():

@@ -16,7 +16,8 @@ class ModelConfiguration:
     """Which model is trained, where, and in which precision."""
 
     model: str
-    """A folder with a Hugging Face model or a PEFT adapter, or a model's name on the hub. Weights must be safetensors."""
+    """A folder with a Hugging Face model or a PEFT adapter, a run of surefoot align, or a model's name on the hub. Weights must be
+    safetensors."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model is computed. auto takes a GPU where there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

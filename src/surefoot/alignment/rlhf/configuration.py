@@ -128,6 +128,11 @@ class PPOConfiguration:
             unfinished is None or self.unfinished_penalty == 0,
             "--unfinished-penalty does nothing with --unfinished-reward; leave one out",
         )
+        shifts_all = self.standardize_rewards == "center" and unfinished is None and not self.whiten_rewards
+        require(
+            not (shifts_all and self.weight in BY_GROUP),
+            f"--standardize-rewards center does nothing with --weight {self.weight}, which compares a prompt's answers; take scale",
+        )
 
     def idle_options(self) -> dict[str, str]:
         """Settings that nothing reads under the others, each with the reason."""
@@ -145,4 +150,7 @@ class PPOConfiguration:
             idle["divide_by_deviation"] = f"--weight {self.weight} divides by nothing"
         if self.kl_target is None:
             idle["kl_horizon"] = "without --kl-target β does not adapt"
+        if self.update_epochs == self.minibatches == 1:
+            single = "the only step on a batch starts from the policy that sampled: every ratio is 1, and no value has moved"
+            idle |= dict.fromkeys(("clip_range", "target_kl", "value_clip_range"), single)
         return idle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -155,11 +156,10 @@ def _critic(
         return Critic.sharing(actor)
     from_reward = choice == "reward" or (choice == "auto" and same_tokens)
     name = reward.name if from_reward else configuration.model.model
+    own_tokenizer = copy.deepcopy(tokenizer)  # it may get a padding token that the policy has no row for
     model, notices = load_reward_model(
-        replace(configuration.model, model=name), tokenizer, new_head=not from_reward, seed=configuration.training.seed
+        replace(configuration.model, model=name), own_tokenizer, new_head=not from_reward, seed=configuration.training.seed
     )
-    if not from_reward:
-        model.score.weight.data.zero_()
     tell(f"the critic starts as a copy of {'the reward model' if from_reward else 'the policy, with a head of zeros'}")
     for sentence in notices if from_reward else ():
         tell(sentence)
@@ -171,6 +171,8 @@ def _critic(
     likelihood.work = actor.work
     if notice := likelihood.check(groups):
         tell(f"critic: {notice}")
+    if not from_reward:
+        likelihood.head.weight.data.zero_()  # after the check, which compares what a head that is not zero computes
     return Critic(likelihood)
 
 

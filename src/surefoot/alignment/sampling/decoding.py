@@ -13,17 +13,18 @@ from jaxtyping import Float, Int
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.likelihood.packing import pack
 from surefoot.alignment.sampling.keys_and_values import SharedKeysAndValues
+from surefoot.alignment.sampling.products import product_with
 
 
 class Decoder(Protocol):
     """Computes what comes next, first after B prompts, then after K answers to each of them. Logits are divided by T."""
 
-    def after_prompts(self, logits: Float[torch.Tensor, "B V"]) -> None:
-        """Write the logits of the first token, which all answers to a prompt share."""
+    def after_prompts(self) -> Float[torch.Tensor, "B V"]:
+        """Logits of the first token, which all answers to a prompt share; float32."""
         ...
 
-    def after_tokens(self, tokens: Int[torch.Tensor, " n"], logits: Float[torch.Tensor, "n V"]) -> None:
-        """Append a token to every answer, and write the logits of the next."""
+    def after_tokens(self, tokens: Int[torch.Tensor, " n"]) -> Float[torch.Tensor, "n V"]:
+        """Append a token to every answer, and give the logits of the next."""
         ...
 
     def keep(self, order: Int[np.ndarray, " m"]) -> None:
@@ -32,27 +33,22 @@ class Decoder(Protocol):
 
 
 class Head:
-    """The vocabulary projection, as :meth:`Likelihood.completions` computes it; its weight is cast once."""
+    """The vocabulary projection, as :meth:`Likelihood.completions` computes it; its weight is cast and laid out once."""
 
     def __init__(self, likelihood: Likelihood, temperature: float) -> None:
         weight, bias = likelihood.head.weight, likelihood.head.bias
         self._temperature, self._device = temperature, weight.device.type
         self._dtype = likelihood.autocast or weight.dtype
-        self._transposed = weight.to(self._dtype).t()
+        self._product = product_with(weight.detach().to(self._dtype))
         self._bias = None if bias is None else (bias / temperature).float()
 
-    def write(self, hidden: Float[torch.Tensor, "n D"], logits: Float[torch.Tensor, "n V"]) -> None:
-        """(W h + b) / T."""
+    def logits(self, hidden: Float[torch.Tensor, "n D"]) -> Float[torch.Tensor, "n V"]:
+        """(W h + b) / T, float32."""
         if self._temperature != 1:
             hidden = hidden / self._temperature
-        hidden = hidden.to(self._dtype)
         with torch.autocast(self._device, enabled=False):
-            if self._dtype == logits.dtype:
-                torch.mm(hidden, self._transposed, out=logits)
-            else:
-                logits.copy_(hidden @ self._transposed)
-        if self._bias is not None:
-            logits.add_(self._bias)
+            logits = self._product(hidden.to(self._dtype)).float()
+        return logits if self._bias is None else logits.add_(self._bias)
 
 
 class SharedPrompts:
@@ -71,16 +67,17 @@ class SharedPrompts:
         self._kept = SharedKeysAndValues(self._packed, answers=answers, tokens=longest - 1, dtype=likelihood.autocast)
         self._positions = torch.from_numpy(np.repeat(self._packed.prompts.lengths, answers)).to(device)
 
-    def after_prompts(self, logits: Float[torch.Tensor, "B V"]) -> None:
+    def after_prompts(self) -> Float[torch.Tensor, "B V"]:
         """See :class:`Decoder`."""
         hidden = self._likelihood.packed_row(self._packed.input_ids, self._packed.position_ids, self._kept)
-        self._head.write(hidden[self._packed.scored_rows], logits)
+        return self._head.logits(hidden[self._packed.scored_rows])
 
-    def after_tokens(self, tokens: Int[torch.Tensor, " n"], logits: Float[torch.Tensor, "n V"]) -> None:
+    def after_tokens(self, tokens: Int[torch.Tensor, " n"]) -> Float[torch.Tensor, "n V"]:
         """See :class:`Decoder`."""
         self._kept.begin()
-        self._head.write(self._likelihood.packed_row(tokens[None], self._positions[None], self._kept), logits)
+        hidden = self._likelihood.packed_row(tokens[None], self._positions[None], self._kept)
         self._positions = self._positions + 1
+        return self._head.logits(hidden)
 
     def keep(self, order: Int[np.ndarray, " m"]) -> None:
         """See :class:`Decoder`."""
@@ -108,19 +105,20 @@ class OwnCache:
         self._ids, self._mask = (torch.from_numpy(x).to(self._device) for x in (ids, mask))
         self._positions = (self._mask.cumsum(dim=1) - 1).clamp_(min=0)
 
-    def after_prompts(self, logits: Float[torch.Tensor, "B V"]) -> None:
+    def after_prompts(self) -> Float[torch.Tensor, "B V"]:
         """See :class:`Decoder`."""
-        self._compute(self._ids, logits)
+        logits = self._compute(self._ids)
         if self._answers > 1:
             self._cache.batch_repeat_interleave(self._answers)
         self._mask = self._mask.repeat_interleave(self._answers, dim=0)
         self._positions = self._positions[:, -1:].repeat_interleave(self._answers, dim=0)
+        return logits
 
-    def after_tokens(self, tokens: Int[torch.Tensor, " n"], logits: Float[torch.Tensor, "n V"]) -> None:
+    def after_tokens(self, tokens: Int[torch.Tensor, " n"]) -> Float[torch.Tensor, "n V"]:
         """See :class:`Decoder`."""
         self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
         self._positions = self._positions + 1
-        self._compute(tokens[:, None], logits)
+        return self._compute(tokens[:, None])
 
     def keep(self, order: Int[np.ndarray, " m"]) -> None:
         """See :class:`Decoder`."""
@@ -128,14 +126,14 @@ class OwnCache:
         self._cache.batch_select_indices(index)
         self._mask, self._positions = self._mask[index], self._positions[index]
 
-    def _compute(self, ids: torch.Tensor, logits: torch.Tensor) -> None:
+    def _compute(self, ids: torch.Tensor) -> torch.Tensor:
         options = self._options | ({"position_ids": self._positions} if self._takes_positions else {})
         output = self._model(input_ids=ids, attention_mask=self._mask, **options)
         cache = getattr(output, "past_key_values", None)
         if cache is None:
             raise NotImplementedError("it has none of keys and values")
         self._cache = self._options["past_key_values"] = cache
-        torch.div(output.logits[:, -1].float(), self._temperature, out=logits)
+        return output.logits[:, -1].float() / self._temperature
 
 
 class WholeSequences:
@@ -148,21 +146,22 @@ class WholeSequences:
         self._head = Head(likelihood, temperature) if likelihood.plain_head else None
         self._sequences = list(prompts)
 
-    def after_prompts(self, logits: Float[torch.Tensor, "B V"]) -> None:
+    def after_prompts(self) -> Float[torch.Tensor, "B V"]:
         """See :class:`Decoder`."""
-        self._compute(logits)
+        logits = self._compute()
         self._sequences = [prompt for prompt in self._sequences for _ in range(self._answers)]
+        return logits
 
-    def after_tokens(self, tokens: Int[torch.Tensor, " n"], logits: Float[torch.Tensor, "n V"]) -> None:
+    def after_tokens(self, tokens: Int[torch.Tensor, " n"]) -> Float[torch.Tensor, "n V"]:
         """See :class:`Decoder`."""
         self._sequences = [np.append(sequence, token) for sequence, token in zip(self._sequences, tokens.tolist(), strict=True)]
-        self._compute(logits)
+        return self._compute()
 
     def keep(self, order: Int[np.ndarray, " m"]) -> None:
         """See :class:`Decoder`."""
         self._sequences = [self._sequences[i] for i in order]
 
-    def _compute(self, logits: torch.Tensor) -> None:
+    def _compute(self) -> torch.Tensor:
         lengths = torch.tensor([len(sequence) for sequence in self._sequences])
         ids = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(s.astype(np.int64)) for s in self._sequences], batch_first=True)
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
@@ -170,6 +169,5 @@ class WholeSequences:
         inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device), "use_cache": False}
         place = (torch.arange(len(lengths), device=device), (lengths - 1).to(device))
         if self._head is not None:
-            self._head.write(self._likelihood.trunk(**inputs).last_hidden_state[place], logits)
-        else:
-            torch.div(self._likelihood.model(**inputs).logits[place].float(), self._temperature, out=logits)
+            return self._head.logits(self._likelihood.trunk(**inputs).last_hidden_state[place])
+        return self._likelihood.model(**inputs).logits[place].float() / self._temperature

@@ -7,13 +7,14 @@ from jaxtyping import Float, Int
 
 BLOCK = 256
 """Words of a block: within one, and over all of them, the distribution function is added up in float64."""
+BELOW_ONE = 1 - 2**-53
 
 
 class Drawing:
-    """Logits of up to N rows, and the tokens that are drawn from them.
+    """Draws tokens from logits of up to N rows.
 
     Token v is drawn where F(v−1) ≤ u < F(v), F the distribution function. Adding all words up in float64 would take as long as a
-    matrix product; so blocks of them are added up, one is chosen, and only its words are. The array is kept from one step to
+    matrix product; so blocks of them are added up, one is chosen, and only its words are. What it needs is kept from one step to
     the next, or its pages would be fetched anew each time.
 
     Args:
@@ -25,48 +26,34 @@ class Drawing:
     def __init__(self, rows: int, vocabulary: int, device: torch.device) -> None:
         blocks = -(-vocabulary // BLOCK)
         # What fills up the last block has probability 0, and nothing is ever written there.
-        self._whole = torch.zeros(rows, blocks * BLOCK, device=device)
+        self._masses = torch.zeros(rows, blocks * BLOCK, device=device)
+        self._row = torch.arange(rows, device=device)[:, None]
         self._vocabulary = vocabulary
-        self._below_one = torch.tensor(1.0, dtype=torch.float64).nextafter(torch.tensor(0.0, dtype=torch.float64)).item()
 
-    def logits(self, rows: int) -> Float[torch.Tensor, "n V"]:
-        """The first n rows, to be written to; drawing overwrites them."""
-        return self._whole[:rows, : self._vocabulary]
-
-    def repeat(self, rows: int, times: int) -> None:
-        """Each of the first rows so many times, side by side."""
-        if times > 1:
-            self._whole[: rows * times] = self._whole[:rows].repeat_interleave(times, dim=0)
-
-    def draw(self, noise: Float[torch.Tensor, " n"]) -> tuple[Int[torch.Tensor, " n"], Float[torch.Tensor, " n"]]:
-        """One token of each of the first n rows, and its log-probability; a token whose logit is −∞ is never drawn.
+    def draw(
+        self, logits: Float[torch.Tensor, "n V"], noise: Float[torch.Tensor, " n"]
+    ) -> tuple[Int[torch.Tensor, " n"], Float[torch.Tensor, " n"]]:
+        """A token of each row, and its log-probability; one whose logit is −∞ is never drawn.
 
         Args:
+            logits: z; n is at most N.
             noise: u, uniform on [0, 1), float64.
         """
         rows = len(noise)
-        logits = self.logits(rows)
-        logits.sub_(logits.amax(dim=1, keepdim=True)).exp_()
-        masses = self._whole[:rows].view(rows, -1, BLOCK)
+        powers = self._masses[:rows, : self._vocabulary]
+        torch.sub(logits, logits.amax(dim=1, keepdim=True), out=powers).exp_()
+        masses = self._masses[:rows].view(rows, -1, BLOCK)
         of_blocks = masses.sum(dim=2).double().cumsum(dim=1)
         total = of_blocks[:, -1:]
-        block, below = self._chosen(of_blocks, noise[:, None] * total)
-        in_block = masses[torch.arange(rows, device=noise.device)[:, None], block][:, 0].double().cumsum(dim=1)
+        block, below = _chosen(of_blocks, noise[:, None] * total)
+        in_block = masses[self._row[:rows], block][:, 0].double().cumsum(dim=1)
         before = torch.where(block > 0, of_blocks.gather(1, (block - 1).clamp_(min=0)), 0)
         # The float32 sum of a block is not quite the float64 sum of its words.
         within = (below - before) / (of_blocks.gather(1, block) - before) * in_block[:, -1:]
-        word, _ = self._chosen(in_block, within)
+        word, _ = _chosen(in_block, within)
         token = (block * BLOCK + word).clamp_(max=self._vocabulary - 1)  # beyond it only where logits are not numbers
-        probability = logits.gather(1, token).double() / total
+        probability = powers.gather(1, token).double() / total
         return token[:, 0], probability.log()[:, 0].float()
-
-    def _chosen(
-        self, function: Float[torch.Tensor, "n m"], height: Float[torch.Tensor, "n 1"]
-    ) -> tuple[Int[torch.Tensor, "n 1"], Float[torch.Tensor, "n 1"]]:
-        """The first entry above the height, whose own mass therefore is not 0, and the height, which rounding may have put at the top."""
-        height = torch.minimum(height, function[:, -1:] * self._below_one)
-        chosen = torch.searchsorted(function, height, right=True)
-        return chosen.clamp_(max=function.shape[1] - 1), height  # beyond the end only where logits are not numbers
 
 
 def truncate(logits: Float[torch.Tensor, "n V"], *, top_k: int | None, top_p: float | None) -> Float[torch.Tensor, " n"]:
@@ -91,3 +78,12 @@ def truncate(logits: Float[torch.Tensor, "n V"], *, top_k: int | None, top_p: fl
         needed = (larger < top_p).sum(dim=1, keepdim=True)
         logits.masked_fill_(logits < ordered.gather(1, needed - 1), -torch.inf)
     return logits.logsumexp(dim=1) - before
+
+
+def _chosen(
+    function: Float[torch.Tensor, "n m"], height: Float[torch.Tensor, "n 1"]
+) -> tuple[Int[torch.Tensor, "n 1"], Float[torch.Tensor, "n 1"]]:
+    """The first entry above the height, whose own mass is therefore not 0; and the height, which rounding may have put at the top."""
+    height = torch.minimum(height, function[:, -1:] * BELOW_ONE)
+    chosen = torch.searchsorted(function, height, right=True)
+    return chosen.clamp_(max=function.shape[1] - 1), height  # beyond the end only where logits are not numbers

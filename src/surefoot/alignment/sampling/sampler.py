@@ -76,10 +76,8 @@ class Sampler:
         self._top_k, self._top_p = top_k, top_p
         self._vocabulary = likelihood.head.weight.shape[0]
         self._way: Callable[..., Decoder] = SharedPrompts
-        self._verified = (
-            0,
-            False,
-        )  # the longest sequence, and whether prompts of different lengths, that a cache was right for
+        # The longest sequence, and whether prompts of different lengths, that the model's own cache has been right for.
+        self._verified = (0, False)
         self.notice: str | None = None
         """A sentence on a slower way that had to be taken, and why; None where it is the fast one."""
         if not (likelihood.shared and likelihood.plain_head):
@@ -105,7 +103,9 @@ class Sampler:
         if noise.shape != (count, self._longest):
             raise ValueError(f"noise is {noise.shape}, for {count} answers of {self._longest} tokens")
         likelihood = self._likelihood
-        with torch.no_grad(), evaluation(likelihood.model), likelihood.precision():
+        # What is computed in inference mode is faster, but must not be kept for training, as those frequencies are.
+        mode = torch.no_grad() if likelihood.positions_depend_on_batch else torch.inference_mode()
+        with mode, evaluation(likelihood.model), likelihood.precision():
             samples = self._best_way(prompts, answers, noise)
             groups = [(prompt, samples.answers[i * answers : (i + 1) * answers]) for i, prompt in enumerate(prompts)]
             packed = pack(groups, device=likelihood.device, feed_last=False)
@@ -159,8 +159,8 @@ class Sampler:
         whole = self._likelihood.completions(groups, under=self._under)
         expected = np.concatenate([whole.tokens[whole.completion_of == i].cpu().numpy() for i in range(whole.count)])
         difference = float(np.abs(np.concatenate(plain) - expected).max())
-        half = self._likelihood.autocast or self._likelihood.head.weight.dtype
-        if not difference <= TOLERANCES.get(half, LOW_PRECISION_TOLERANCE):
+        dtype = self._likelihood.autocast or self._likelihood.head.weight.dtype
+        if not difference <= TOLERANCES.get(dtype, LOW_PRECISION_TOLERANCE):
             return f"log-probabilities differ by {difference:.1e}"
         self._verified = (max(longest, self._verified[0]), uneven or self._verified[1])
         return None
@@ -175,17 +175,14 @@ class Sampler:
         tokens = np.zeros(noise.shape, dtype=np.int32)
         drawn_with: list[tuple[np.ndarray, torch.Tensor, torch.Tensor | None]] = []
         lengths, finished = np.full(count, self._longest), np.zeros(count, dtype=bool)
+        truncates = self._top_k is not None or self._top_p is not None
         rows = np.arange(count)  # which answer each row of the batch is
-        decoder.after_prompts(drawing.logits(len(prompts)))
-        drawing.repeat(len(prompts), answers)
+        logits = decoder.after_prompts().repeat_interleave(answers, dim=0)
         for step in range(self._longest):
-            logits = drawing.logits(len(rows))
             if under.excludes and step + 1 < under.shortest:
                 logits[:, excluded] = -torch.inf
-            left = (
-                None if self._top_k is None and self._top_p is None else truncate(logits, top_k=self._top_k, top_p=self._top_p)
-            )
-            drawn, log_probability = drawing.draw(uniform[:, step])
+            left = truncate(logits, top_k=self._top_k, top_p=self._top_p) if truncates else None
+            drawn, log_probability = drawing.draw(logits, uniform[:, step])
             drawn_with.append((rows, log_probability, left))
             words = drawn.cpu().numpy()
             tokens[rows, step] = words
@@ -201,7 +198,7 @@ class Sampler:
                 index = torch.from_numpy(order).to(device)
                 decoder.keep(order)
                 rows, drawn, uniform = rows[order], drawn[index], uniform[index]
-            decoder.after_tokens(drawn, drawing.logits(len(rows)))
+            logits = decoder.after_tokens(drawn)
         kept, plain = (np.zeros(noise.shape, dtype=np.float32) for _ in range(2))
         for step, (places, log_probability, left) in enumerate(drawn_with):
             kept[places, step] = log_probability.cpu().numpy()

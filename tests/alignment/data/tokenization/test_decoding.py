@@ -56,3 +56,9 @@ def test_behind_an_empty_prompt_the_answer_begins_the_text():
     tokenizer = llama_like()
     ids = np.array(tokenizer("a dog").input_ids, np.int32)
     assert answer_texts(ids[:1], [ids[1:]], tokenizer, conversation=False) == ["a dog"]
+
+
+def test_a_prompt_that_ends_within_a_character_changes_no_answer():
+    tokenizer = gpt2_like()
+    ids = np.array(tokenizer("é yes").input_ids, np.int32)
+    assert answer_texts(ids[:1], [ids[1:]], tokenizer, conversation=False) == ["\ufffd yes"]
