@@ -100,4 +100,6 @@ def _dispatch(arguments: list[str]) -> int:
         return gradients.run(rest)
     if command == "demo":
         return demo.run(rest, started=STARTED)
-    raise UsageError(f"there is no command {command!r}; there are train, align, evaluate, inspect, generate, task, gradients and demo")
+    raise UsageError(
+        f"there is no command {command!r}; there are train, align, evaluate, inspect, generate, task, gradients and demo"
+    )

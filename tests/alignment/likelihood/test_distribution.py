@@ -17,6 +17,7 @@ from tests.alignment.likelihood.test_likelihood import EVEN, UNEVEN, gradients, 
 torch.set_num_threads(1)
 
 UNDER = AnswerDistribution(temperature=0.7, shortest=3, ends=(1, 23))
+TWO = AnswerDistribution(temperature=1.9, shortest=2, ends=(23,))
 
 
 def without_ends(groups):
@@ -64,6 +65,30 @@ def test_log_probabilities_entropies_and_their_gradients_are_those_of_separate_f
     largest = max(g.abs().max() for g in of_exact.values())
     for key, slope in of_exact.items():
         assert (slopes[key] - slope).abs().max() <= 2e-5 * largest, key
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_head_may_have_a_bias_and_one_token_is_a_least_length_too(bias):
+    def biased():
+        model = build("llama")
+        torch.manual_seed(3)
+        model.lm_head = torch.nn.Linear(16, VOCABULARY, bias=bias)
+        return model
+
+    groups = without_ends(UNEVEN)
+    likelihood = Likelihood(biased())
+    assert likelihood.check(groups) is None
+    result = likelihood.completions(groups, under=TWO, entropies=True)
+    exact = one_by_one(biased().double(), groups, TWO)
+    slopes = gradients(likelihood.model, weighted(split(result, result.tokens)))
+    of_exact = gradients(likelihood.model, weighted([t.float() for t, _ in one_by_one(likelihood.model, groups, TWO)]))
+    for mine, of_mine, (theirs, of_theirs) in zip(
+        split(result, result.tokens), split(result, result.entropies), exact, strict=True
+    ):
+        torch.testing.assert_close(mine, theirs.float(), rtol=0, atol=2e-5)
+        torch.testing.assert_close(of_mine, of_theirs.float(), rtol=0, atol=2e-5)
+    for key, slope in of_exact.items():
+        torch.testing.assert_close(slopes[key], slope, rtol=1e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])

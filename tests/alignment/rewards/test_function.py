@@ -262,9 +262,7 @@ def test_the_current_directory_and_a_files_own_folder_are_importable(tmp_path, m
     folder.mkdir()
     (folder / "neighbour_of_rewards.py").write_text("VALUE = 4\n")
     (folder / "tabnanny.py").write_text("raise RuntimeError('this is not the library')\n")
-    code = (
-        "import tabnanny, dataclasses\nfrom neighbour_of_rewards import VALUE\n\n@dataclasses.dataclass\nclass A:\n    a: 'int'\n\n"
-    )
+    code = "import tabnanny, dataclasses\nfrom neighbour_of_rewards import VALUE\n\n@dataclasses.dataclass\nclass A:\n    a: 'int'\n\n"
     (folder / "rewards_in_a_file.py").write_text(code + "def reward(prompts, completions): return [VALUE] * len(prompts)\n")
     prompts = prompts_of(["a"], TOKENIZER)
     assert score(FunctionReward(f"{folder}/rewards_in_a_file.py:reward", TOKENIZER), prompts, [["x"]]).tolist() == [4]

@@ -140,3 +140,13 @@ def learner(
 def weights_of(model: torch.nn.Module) -> torch.Tensor:
     """All parameters in one row."""
     return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
+
+
+def iterate(one: PolicyOptimization, times: int = 1, prompts: Sequence[Prompt] | None = None) -> list[dict[str, float]]:
+    """The metrics of some iterations, on the same few prompts."""
+    return [one.iterate(some_prompts() if prompts is None else prompts) for _ in range(times)]
+
+
+def digest(one: PolicyOptimization) -> bytes:
+    """The policy's weights, to compare bits."""
+    return weights_of(one.actor.model).numpy().tobytes()

@@ -63,7 +63,7 @@ def outcome(*, training=None, times=2, **choices):
     critic = "shared" if choices.pop("critic", None) == "shared" else "own"
     one = learner(critic=critic, training=plain_training(**(training or {})), **{"update_epochs": 2} | choices)
     for _ in range(times):
-        one.iterate(some_prompts())
+        one.iterate(some_prompts(2))
     models = [one.actor.model]
     if one.critic is not None:
         models.append(one.critic.head if critic == "shared" else one.critic.likelihood.model)

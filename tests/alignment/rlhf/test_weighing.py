@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from surefoot.alignment.rlhf.weighing import RewardScale, token_rewards, weigh
@@ -179,6 +180,7 @@ def batches(draw):
     return each, rows, [draw(numbers) for _ in rows]
 
 
+@hypothesis_settings(max_examples=50, deadline=None)
 @given(batches(), st.sampled_from(["gae", "reward-to-go", "group", "leave-one-out"]), st.floats(0, 1), st.floats(0, 1))
 def test_every_answer_is_weighed_as_its_own_episode(batch, weight, discount, trace_decay):
     each, rows, earned = batch

@@ -249,6 +249,21 @@ def test_dropout_is_off_while_sampling_and_every_module_as_it_was_afterwards():
     assert_right(build("gpt2"), prompts, 2, samples, noise, PLAIN, 6)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_a_head_may_have_a_bias(temperature):
+    def biased():
+        model = build("llama")
+        torch.manual_seed(3)
+        model.lm_head = torch.nn.Linear(16, VOCABULARY)
+        torch.nn.init.normal_(model.lm_head.bias)
+        return model
+
+    under = AnswerDistribution(temperature=temperature, shortest=2, ends=(5,))
+    prompts, noise = prompts_of(4, 7), noise_for(4, 6)
+    samples = Sampler(Likelihood(biased()), under=under, longest=6).sample(prompts, answers=2, noise=noise)
+    assert_right(biased(), prompts, 2, samples, noise, under, 6)
+
+
 def test_an_adapter_takes_part():
     model = add_adapter(build("llama"), AdapterConfiguration(lora_rank=4), seed=1)
     for name, parameter in model.named_parameters():

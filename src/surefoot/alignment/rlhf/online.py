@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from surefoot.alignment.configuration import AlignConfiguration
-from surefoot.alignment.data.prompts import LoadedPrompts, Prompt, load_prompts
+from surefoot.alignment.data.prompts import LoadedPrompts, Prompt, load_prompts, longest_groups
 from surefoot.alignment.halves import can_be_computed_at_once
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.likelihood.packing import Group
@@ -78,7 +78,7 @@ class Online:
         if configuration.adapter.lora_rank:
             model = add_adapter(model, configuration.adapter, seed=configuration.training.seed)
         likelihood = Likelihood(model, share_prompts=share, autocast=autocast)
-        groups = _longest_groups(data.prompts, settings)
+        groups = longest_groups([prompt.ids for prompt in data.prompts], longest_answer=settings.longest_answer)
         check_length(likelihood, max(len(prompt.ids) for prompt in data.prompts) + settings.longest_answer, tell)
         if notice := likelihood.check(groups):
             tell(notice)
@@ -126,15 +126,6 @@ def end_tokens(model: Any, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...
     more = named if isinstance(named, list | tuple) else [named]
     ids = [tokenizer.eos_token_id, *(token for token in more if token is not None)]
     return tuple(dict.fromkeys(int(token) for token in ids))
-
-
-def _longest_groups(prompts: list[Prompt], settings: PPOConfiguration) -> list[Group]:
-    """The longest prompts with answers as long as any can be, to check on: of tokens of the prompt itself."""
-    longest = sorted(prompts, key=lambda prompt: len(prompt.ids), reverse=True)[:2]
-    return [
-        (prompt.ids, [np.resize(prompt.ids, settings.longest_answer), np.resize(prompt.ids[::-1], settings.longest_answer)])
-        for prompt in longest
-    ]
 
 
 def _critic(

@@ -10,6 +10,7 @@ import numpy as np
 
 from surefoot.alignment.data.configuration import DataConfiguration
 from surefoot.alignment.data.prompts import load_prompts
+from surefoot.alignment.data.tokenization.decoding import answer_texts
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
 from surefoot.alignment.likelihood.distribution import AnswerDistribution
 from surefoot.alignment.likelihood.likelihood import Likelihood
@@ -59,7 +60,7 @@ def measure_answers(model: Path, *, reference: Path, data: Path, seed: int, at_o
         likely = np.array([float(kept.sum()) for kept in samples.log_probabilities])
         distances += (likely - live.completions(groups).sums().cpu().numpy()).tolist()
         for prompt, answer in zip(part, samples.answers, strict=True):
-            text = str(tokenizer.decode(answer, skip_special_tokens=True))
+            (text,) = answer_texts(prompt.ids, [answer], tokenizer, conversation=False)
             rewards.append(reward(str(prompt.text), text))
             sentences.append(parse(str(prompt.text), text) is not None)
     error = float(np.std(rewards, ddof=1) / len(rewards) ** 0.5)
