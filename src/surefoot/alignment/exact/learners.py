@@ -162,7 +162,6 @@ class OnlineSteps:
     """How often every prompt of the task is asked in one iteration; K answers each time."""
     learning_rate: float
     """As that of :class:`Steps`."""
-    critic_learning_rate: float
 
 
 def learn_online(
