@@ -35,7 +35,7 @@ GROUPS = {
 
 if __name__ == "__main__":
     WORK.mkdir(exist_ok=True)
-    alignment_speed.write_model()
+    alignment_speed.write_model(MODEL)
     paired.main(
         GROUPS,
         description=__doc__,

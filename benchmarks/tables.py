@@ -194,6 +194,45 @@ def alignment_speed() -> list[str]:
     return lines
 
 
+def rlhf_speed() -> list[str]:
+    lines = ["| work | ratio, median (range) | ours | TRL 1.9 | memory, ours ÷ TRL's |", "|---|---|---|---|---|"]
+    works = {
+        "surefoot": "four models with weights of their own, one answer per prompt",
+        "shared": "critic on the policy's hidden states, four answers per prompt",
+    }
+    result = load("rlhf_speed/four-models.json")
+    for side, work in works.items():
+        c = next(c for c in result["comparisons"] if c["ours"] == side and c["measure"] == "answers_per_second")
+        memory = [statistics.median(row[name]["peak_mb"] for row in result["rounds"]) for name in (side, "trl")]
+        lines.append(
+            f"| {work} | **{c['ratio']:.1f} ×** ({min(c['ratios']):.1f} … {max(c['ratios']):.1f}) | {c['ours_median']:.2f} answers/s |"
+            f" {c['peer_median']:.2f} answers/s | {memory[0]:,.0f} ÷ {memory[1]:,.0f} MB |"
+        )
+    return lines
+
+
+def sampling_speed() -> list[str]:
+    lines = [
+        "| work | ratio, median (range) | ours | `generate` | bound by operations | bound by bytes | share of the nearer |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    works = {
+        "one-answer": "16 prompts, one answer each",
+        "four-answers": "16 prompts, four answers each",
+        "early-ends": "16 prompts, answers end by themselves",
+    }
+    for group, work in works.items():
+        result = load(f"sampling_speed/{group}.json")
+        (c,) = result["comparisons"]
+        ours = [row["surefoot"] for row in result["rounds"]]
+        bounds = [statistics.median(row[f"tokens_per_second_by_{kind}"] for row in ours) for kind in ("operations", "bytes")]
+        lines.append(
+            f"| {work} | **{c['ratio']:.1f} ×** ({min(c['ratios']):.1f} … {max(c['ratios']):.1f}) | {c['ours_median']:,.0f} tokens/s |"
+            f" {c['peer_median']:,.0f} tokens/s | {bounds[0]:,.0f} | {bounds[1]:,.0f} | {c['ours_median'] / min(bounds):.0%} |"
+        )
+    return lines
+
+
 def preference_learning() -> list[str]:
     report = load("preference_learning.json")
     lines = [
@@ -214,6 +253,7 @@ def main() -> None:
     makers = {"learning": learning, "seeds": seeds, "speed": speed, "limit": limit, "memory": memory, "ablation": ablation}
     makers |= {"family": partial(learning, FAMILY_TASKS), "family-seeds": partial(seeds, FAMILY_TASKS)}
     makers |= {"alignment_speed": alignment_speed, "preference_learning": preference_learning}
+    makers |= {"rlhf_speed": rlhf_speed, "sampling_speed": sampling_speed}
     makers |= {"cliff": cliff, "recorded": recorded}
     makers |= {f"ablation-{n}": partial(ablation, n) for n in ("reinforce", "actor-critic", "a2c", "trpo", "penalty")}
     for page in (HERE.parent / "README.md", HERE / "README.md", *sorted((HERE.parent / "docs").glob("*.md"))):

@@ -18,16 +18,24 @@ from surefoot.demo.figure import draw_road
 from surefoot.runs.directory import METRICS_FILE, MODEL_FOLDER
 from surefoot.runs.metrics import read_metrics
 
-LABELLED = 3000
+LABELLED = 4000
 """Prompts with labelled answers."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "sft": {"batch_size": 32, "epochs": 3, "learning_rate": 3e-3},
-    "reward": {"batch_size": 32, "epochs": 4, "learning_rate": 1e-3, "weight_decay": 0.1},
+    "reward": {"batch_size": 32, "epochs": 5, "learning_rate": 1e-3, "weight_decay": 0.1},
     "ppo": {"batch_size": 64, "epochs": 1, "learning_rate": 1e-3},
-    "dpo": {"batch_size": 32, "epochs": 2, "learning_rate": 5e-4},
+    "dpo": {"batch_size": 32, "epochs": 5, "learning_rate": 1e-3, "weight_decay": 0.1},
 }
-PPO: dict[str, Any] = {"beta": 0.1, "critic_learning_rate": 1e-3, "longest_answer": 24, "update_epochs": 2, "minibatches": 2}
-DPO: dict[str, Any] = {"beta": 0.1}
+PPO: dict[str, Any] = {
+    "beta": 0.1,
+    "standardize_rewards": "scale",
+    "critic_learning_rate": 1e-3,
+    "longest_answer": 24,
+    "update_epochs": 2,
+    "minibatches": 2,
+}
+DPO: dict[str, Any] = {"beta": 1.0, "supervised_weight": 5.0}
+"""A policy this small gives what the rejected answers lose to nonsense; the supervised term holds the good answers up."""
 BETTER = 0.5
 """Reward units by which PPO and DPO must beat fine-tuning for the demo to have succeeded."""
 
