@@ -183,12 +183,17 @@ class AlignConfiguration:
     def _check_iterations(self, ppo: PPOConfiguration) -> None:
         size, answers = self.training.batch_size, self.training.batch_size * ppo.answers_per_prompt
         require(
-            ppo.minibatches <= size, f"--minibatches {ppo.minibatches} cuts a batch of {size} prompts into more parts than it has prompts"
+            ppo.minibatches <= size,
+            f"--minibatches {ppo.minibatches} cuts a batch of {size} prompts into more parts than it has prompts",
         )
         require(
             ppo.kl_target is None or answers <= ppo.kl_horizon,
             f"--kl-horizon {ppo.kl_horizon} is shorter than the {answers} answers of one iteration; β would jump",
         )
+        for option, given in (("--dropout", self.model.dropout), ("--lora-dropout", self.adapter.lora_dropout > 0)):
+            require(
+                not given, f"{option} is refused with ppo: answers are sampled without dropout, and ratios would not begin at 1"
+            )
 
     def parts(self) -> dict[str, Any]:
         """The choices by name, those that the method does not have left out."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from surefoot.alignment.configuration import configure
+from surefoot.alignment.models.configuration import AdapterConfiguration, ModelConfiguration
 from surefoot.alignment.rlhf.configuration import PPOConfiguration
 from surefoot.commands.align import run as command
 from surefoot.errors import UsageError
@@ -176,3 +177,11 @@ def test_the_defaults_are_those_that_the_literature_found_to_matter():
     assert chosen.training.adam_epsilon == 1e-5
     assert chosen.training.warmup == 0
     assert not chosen.model.dropout
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model": ModelConfiguration("m", dropout=True)}, {"adapter": AdapterConfiguration(lora_rank=2, lora_dropout=0.1)}]
+)
+def test_dropout_is_refused_since_answers_are_sampled_without_it(changes):
+    with pytest.raises(UsageError, match="dropout is refused with ppo"):
+        replace(configure("ppo", model="m", data="d", reward="r"), **changes)

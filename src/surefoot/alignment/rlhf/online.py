@@ -79,7 +79,7 @@ class Online:
             model = add_adapter(model, configuration.adapter, seed=configuration.training.seed)
         likelihood = Likelihood(model, share_prompts=share, autocast=autocast)
         groups = longest_groups([prompt.ids for prompt in data.prompts], longest_answer=settings.longest_answer)
-        check_length(likelihood, max(len(prompt.ids) for prompt in data.prompts) + settings.longest_answer, tell)
+        _check_length(likelihood, data.prompts, settings, tell)
         if notice := likelihood.check(groups):
             tell(notice)
         critic = _critic(configuration, tokenizer, likelihood, reward, groups, tell) if settings.weight == "gae" else None
@@ -126,6 +126,14 @@ def end_tokens(model: Any, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...
     more = named if isinstance(named, list | tuple) else [named]
     ids = [tokenizer.eos_token_id, *(token for token in more if token is not None)]
     return tuple(dict.fromkeys(int(token) for token in ids))
+
+
+def _check_length(likelihood: Likelihood, prompts: list[Prompt], settings: PPOConfiguration, tell: Tell) -> None:
+    longest = max(len(prompt.ids) for prompt in prompts)
+    try:
+        check_length(likelihood, longest + settings.longest_answer, tell)
+    except UsageError as error:
+        raise UsageError(str(error).replace("give --max-length", "give a smaller --longest-answer, or --max-length")) from error
 
 
 def _critic(
