@@ -8,8 +8,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from tests.alignment.likelihood.architectures import CONFIGURATIONS, VOCABULARY, build
-from tests.alignment.models.tiny import FAMILIES
 
 from surefoot.alignment.likelihood.distribution import PLAIN, AnswerDistribution
 from surefoot.alignment.likelihood.likelihood import Likelihood
@@ -19,6 +17,8 @@ from surefoot.alignment.models.counting import forward_flops
 from surefoot.alignment.sampling import keys_and_values, sampler
 from surefoot.alignment.sampling.sampler import Sampler
 from surefoot.errors import RunError, UsageError
+from tests.alignment.likelihood.architectures import CONFIGURATIONS, VOCABULARY, build
+from tests.alignment.models.tiny import FAMILIES
 
 torch.set_num_threads(1)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as t
-from tests.alignment.likelihood.architectures import MORE_THAN_A_HEAD, SEPARATE, build
-from tests.alignment.models.tiny import GATED
-from tests.alignment.sampling.test_sampler import UNDER, assert_right, noise_for, prompts_of
 
 from surefoot.alignment.likelihood.distribution import AnswerDistribution
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.sampling import decoding
 from surefoot.alignment.sampling.sampler import Sampler
+from tests.alignment.likelihood.architectures import MORE_THAN_A_HEAD, SEPARATE, build
+from tests.alignment.models.tiny import GATED
+from tests.alignment.sampling.test_sampler import UNDER, assert_right, noise_for, prompts_of
 
 LONGEST = 10
 WITHOUT_A_CACHE = ("mamba",)

@@ -83,10 +83,10 @@ class SharedKeysAndValues:
         size, last = query.shape[-1], self._filled - 1
         scale = size**-0.5 if scaling is None else scaling
         rows = query.shape[2] * layer.heads
-        queries = query[0].transpose(0, 1).reshape(rows, -1, size)  # [n · heads of keys, heads of a group, d]
+        queries = query.transpose(1, 2).reshape(rows, -1, size)  # [n · heads of keys, heads of a group, d]
         keys, values = layer.keys[:rows, : self._filled], layer.values[:rows, : self._filled]
-        keys[:, last] = key[0].transpose(0, 1).reshape(rows, size)
-        values[:, last] = value[0].transpose(0, 1).reshape(rows, -1)
+        keys[:, last] = key.transpose(1, 2).reshape(rows, size)
+        values[:, last] = value.transpose(1, 2).reshape(rows, -1)
         scores = _scores(queries, keys, scale)
         if self._shared:
             of_prompt = self._scores_of_prompts(queries, layer, scale)

@@ -17,6 +17,7 @@ from surefoot.alignment.likelihood.packing import pack
 from surefoot.alignment.sampling.decoding import Decoder, OwnCache, SharedPrompts, WholeSequences
 from surefoot.alignment.sampling.drawing import Drawing, truncate
 from surefoot.alignment.sampling.keys_and_values import without_holes
+from surefoot.alignment.sampling.products import linear_layers_laid_out
 from surefoot.errors import RunError, require
 
 DROP = 8
@@ -105,7 +106,7 @@ class Sampler:
         likelihood = self._likelihood
         # What is computed in inference mode is faster, but must not be kept for training, as those frequencies are.
         mode = torch.no_grad() if likelihood.positions_depend_on_batch else torch.inference_mode()
-        with mode, evaluation(likelihood.model), likelihood.precision():
+        with mode, evaluation(likelihood.model), likelihood.precision(), linear_layers_laid_out(likelihood.trunk):
             samples = self._best_way(prompts, answers, noise)
             groups = [(prompt, samples.answers[i * answers : (i + 1) * answers]) for i, prompt in enumerate(prompts)]
             packed = pack(groups, device=likelihood.device, feed_last=False)
