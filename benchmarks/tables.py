@@ -249,11 +249,61 @@ def preference_learning() -> list[str]:
     return lines
 
 
+METHODS = {"ppo": "PPO", "grpo": "GRPO", "rloo": "RLOO", "dpo": "DPO, pairs", "ranked-dpo": "DPO, rankings of 4"}
+
+
+def frontier(rewards: str) -> list[str]:
+    report = load("frontier/frontier.json")
+    lines = [
+        "| task | β | method | E[r] | KL(π‖π_ref) | KL(π‖π*), mean (worst seed) | of where it began | answers drawn | seconds | state, MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for task, exact in report["tasks"].items():
+        for beta in report["betas"]:
+            optimum = next(one for one in exact["optima"] if one["beta"] == beta)
+            lines.append(
+                f"| {task} | {beta:g} | π* | {optimum['reward']:.3f} | {optimum['kl_reference']:.3f} | 0 | {optimum['start']:.3f} nats | | | |"
+            )
+            for method in METHODS:
+                rows = [
+                    row
+                    for row in report["rows"]
+                    if (row["task"], row["beta"], row["method"], row["rewards"]) == (task, beta, method, rewards)
+                ]
+                if not rows:
+                    continue
+                mean = {
+                    name: statistics.mean(row[name] for row in rows) for name in rows[0] if isinstance(rows[0][name], float)
+                }
+                worst = max(row["kl_optimum"] for row in rows)
+                samples = statistics.mean(row["samples"] for row in rows)
+                lines.append(
+                    f"| | | {METHODS[method]} | {mean['reward']:.3f} | {mean['kl_reference']:.3f} | {mean['kl_optimum']:.4f} ({worst:.4f}) |"
+                    f" {mean['share']:.2%} | {samples:,.0f} | {mean['seconds']:.1f} | {mean['state_mb']:.1f} |"
+                )
+    return lines
+
+
+def frontier_changes() -> list[str]:
+    report = load("frontier/frontier.json")
+    lines = ["| task | method | what is changed | β | KL(π‖π*), mean (worst seed) |", "|---|---|---|---|---|"]
+    keys = dict.fromkeys((r["task"], r["method"], r["change"], r["beta"]) for r in report["changes"])
+    for task, method, change, beta in sorted(keys, key=lambda k: (k[0], k[1], k[3])):
+        found = [
+            r["kl_optimum"]
+            for r in report["changes"]
+            if (r["task"], r["method"], r["change"], r["beta"]) == (task, method, change, beta)
+        ]
+        lines.append(f"| {task} | {METHODS[method]} | {change} | {beta:g} | {statistics.mean(found):.4f} ({max(found):.4f}) |")
+    return lines
+
+
 def main() -> None:
     makers = {"learning": learning, "seeds": seeds, "speed": speed, "limit": limit, "memory": memory, "ablation": ablation}
     makers |= {"family": partial(learning, FAMILY_TASKS), "family-seeds": partial(seeds, FAMILY_TASKS)}
     makers |= {"alignment_speed": alignment_speed, "preference_learning": preference_learning}
-    makers |= {"rlhf_speed": rlhf_speed, "sampling_speed": sampling_speed}
+    makers |= {f"frontier-{rewards}": partial(frontier, rewards) for rewards in ("known", "learned")}
+    makers |= {"frontier-changes": frontier_changes, "rlhf_speed": rlhf_speed, "sampling_speed": sampling_speed}
     makers |= {"cliff": cliff, "recorded": recorded}
     makers |= {f"ablation-{n}": partial(ablation, n) for n in ("reinforce", "actor-critic", "a2c", "trpo", "penalty")}
     for page in (HERE.parent / "README.md", HERE / "README.md", *sorted((HERE.parent / "docs").glob("*.md"))):

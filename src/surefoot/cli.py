@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from surefoot.commands import align, demo, evaluate, generate, gradients, inspect, task, train
+from surefoot.commands import align, demo, evaluate, frontier, generate, gradients, inspect, task, train
 from surefoot.commands.options import DONE, FAILED, WRONG_INPUT, hyphenated
 from surefoot.errors import RunError, UsageError
 
@@ -29,6 +29,7 @@ commands:
   generate MODEL --data DATA sample answers to prompts, for reading
   task grammar --out FOLDER  write a generated language task: data, and a tiny model
   gradients                  the policy gradient's weights on enumerable problems: exact bias and variance
+  frontier                   PPO, GRPO, RLOO and DPO against the exact optimum of enumerable tasks
   demo                       the whole road in three minutes: PPO on CartPole; SFT, reward model, PPO and DPO
 
 `surefoot COMMAND --help` lists a command's options.
@@ -98,8 +99,10 @@ def _dispatch(arguments: list[str]) -> int:
         return evaluate.run(rest)
     if command == "gradients":
         return gradients.run(rest)
+    if command == "frontier":
+        return frontier.run(rest)
     if command == "demo":
         return demo.run(rest, started=STARTED)
     raise UsageError(
-        f"there is no command {command!r}; there are train, align, evaluate, inspect, generate, task, gradients and demo"
+        f"there is no command {command!r}; there are train, align, evaluate, inspect, generate, task, gradients, frontier and demo"
     )

@@ -22,7 +22,9 @@ def test_the_road_leaves_four_runs_a_table_and_a_figure(tmp_path, monkeypatch):
     assert abs(sft["kl"]) < 1e-3  # fine-tuning is where the distance is measured from
     assert ppo["answers_sampled"] == 64 * 4
     assert sft["answers_sampled"] == dpo["answers_sampled"] == 0
-    assert ppo["seconds"] > json.loads((tmp_path / "ppo" / "summary.json").read_text())["seconds"]  # the reward model's are in it
+    assert (
+        ppo["seconds"] > json.loads((tmp_path / "ppo" / "summary.json").read_text())["seconds"]
+    )  # the reward model's are in it
     assert not result["learned"]  # 64 rows teach nothing
     for run in ("sft", "ppo", "dpo"):
         AutoModelForCausalLM.from_pretrained(tmp_path / run / "model")

@@ -180,7 +180,8 @@ def test_the_defaults_are_those_that_the_literature_found_to_matter():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"model": ModelConfiguration("m", dropout=True)}, {"adapter": AdapterConfiguration(lora_rank=2, lora_dropout=0.1)}]
+    "changes",
+    [{"model": ModelConfiguration("m", dropout=True)}, {"adapter": AdapterConfiguration(lora_rank=2, lora_dropout=0.1)}],
 )
 def test_dropout_is_refused_since_answers_are_sampled_without_it(changes):
     with pytest.raises(UsageError, match="dropout is refused with ppo"):

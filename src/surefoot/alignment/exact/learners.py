@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -51,6 +51,10 @@ class Steps:
     """Rankings per update."""
     learning_rate: float
     """Of AdamW at its highest: it rises over a twentieth of the updates, and falls to zero as half a cosine."""
+
+    def scaled(self, share: float) -> Steps:
+        """The same with a share of the updates."""
+        return replace(self, updates=max(1, round(share * self.updates)))
 
     def training(self, seed: int) -> TrainingConfiguration:
         """As the optimiser takes it."""
@@ -162,6 +166,11 @@ class OnlineSteps:
     """How often every prompt of the task is asked in one iteration; K answers each time."""
     learning_rate: float
     """As that of :class:`Steps`."""
+    critic_learning_rate: float
+
+    def scaled(self, share: float) -> OnlineSteps:
+        """The same with a share of the iterations."""
+        return replace(self, iterations=max(1, round(share * self.iterations)))
 
 
 def learn_online(
@@ -191,13 +200,17 @@ def learn_online(
     model = likelihood.model
     reference = LiveReference(likelihood.of(copy.deepcopy(model)))
     critic = Critic(Likelihood(critic_of(model))) if settings.weight == "gae" else None
-    training = TrainingConfiguration(
-        learning_rate=steps.learning_rate, warmup=0.05, max_gradient_norm=None, adam_epsilon=1e-8, seed=seed
-    )
+    if critic is not None:
+        settings = replace(settings, critic_learning_rate=steps.critic_learning_rate)
     loop = PolicyOptimization(
-        actor=likelihood, reward=reward, reference=reference, critic=critic, settings=settings, training=training,
+        actor=likelihood,
+        reward=reward,
+        reference=reference,
+        critic=critic,
+        settings=settings,
+        training=TrainingConfiguration(learning_rate=steps.learning_rate, warmup=0.05, max_gradient_norm=None, seed=seed),
         total=steps.iterations,
-    )  # fmt: skip
+    )
     prompts = prompts_of(language) * steps.repeats
     for iteration in range(steps.iterations):
         tell(iteration + 1, loop.iterate(prompts))
