@@ -4,10 +4,10 @@
     python benchmarks/rlhf_speed.py           # about eight minutes on two quiet cores
 
 The model is that of benchmarks/alignment_speed.py: a Llama of random weights with 32,000 words, hidden size 256 and 6 layers, in
-float32. Prompts and answers have 64 tokens; an iteration samples 16 answers and takes 4 passes over them in one step each. `four-models` has a
-policy, a critic, a reward model and a reference with weights of their own, one answer per prompt, as the peer has them. `shared` asks each
-prompt for 4 answers and has the critic as a head on the policy. Rates are of the iterations alone, sampling, scoring and update; imports,
-loading and the saved model are outside on both sides. Raw results: benchmarks/results/rlhf_speed/."""
+float32. Prompts and answers have 64 tokens; an iteration samples 16 answers and takes 4 passes over them in one step each.
+The first side has a policy, a critic, a reward model and a reference with weights of their own, and one answer per prompt, as the peer has
+them. `shared` asks each prompt for 4 answers and has the critic as a head on the policy. Rates are of the iterations alone, sampling,
+scoring and update; imports, loading and the saved model are outside on both sides. Raw results: benchmarks/results/rlhf_speed/."""
 
 from __future__ import annotations
 
