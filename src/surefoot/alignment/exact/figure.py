@@ -98,7 +98,10 @@ def _markers(report: Row) -> list[Any]:
     from matplotlib.lines import Line2D
 
     style: Row = {"linestyle": "", "marker": "o", "color": GREY}
-    kinds = {"known": {"label": "reward known"}, "learned": {"label": "learned from preferences", "markerfacecolor": "white"}}
+    kinds: dict[str, Row] = {
+        "known": {"label": "reward known"},
+        "learned": {"label": "learned from preferences", "markerfacecolor": "white"},
+    }
     there = {row["rewards"] for row in report["rows"]}
     return [Line2D([], [], **style, **kind) for name, kind in kinds.items() if name in there]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from surefoot.errors import RunError
 
@@ -42,7 +42,7 @@ def each_in_its_own_process(
                 process.start()
                 theirs.close()
                 running[ours] = (name, process)
-            for ready in wait(list(running)):
+            for ready in cast(list[Connection], wait(list(running))):
                 name, process = running.pop(ready)
                 try:
                     result, error = ready.recv()
