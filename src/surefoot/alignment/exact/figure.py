@@ -70,7 +70,7 @@ def _figure(rows: int, columns: int, *, height: float) -> tuple[Any, Any]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError("the figure needs matplotlib; install it with: pip install 'surefoot[reports]'") from error
-    figure: Any = Figure(figsize=(5.8 * columns, height * rows), layout="constrained")
+    figure: Any = Figure(figsize=(max(7.8, 5.8 * columns), height * rows), layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)
     axes = figure.subplots(rows, columns, squeeze=False)
