@@ -178,11 +178,3 @@ def test_the_same_seed_is_the_same_run():
     first, again, other = run(0), run(0), run(1)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
-
-
-def test_many_preferences_are_all_seen_a_few_times():
-    steps = Steps(400, 64, 1e-3)
-    assert [steps.passing(count).updates for count in (10, 6_400, 6_401, 27_000)] == [400, 400, 401, 1688]
-    assert steps.passing(27_000).batch_size == 64
-    assert (steps.scaled(0.5).updates, steps.scaled(1e-6).updates) == (200, 1)
-    assert OnlineSteps(600, 4, 1e-3, 3e-3).scaled(0.5) == OnlineSteps(300, 4, 1e-3, 3e-3)
