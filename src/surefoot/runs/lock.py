@@ -1,0 +1,58 @@
+"""One process per run: the second is refused, and a process that died holds nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+
+from surefoot.errors import UsageError
+
+LOCK_FILE = ".lock"
+
+
+class RunLock:
+    """Held while a process writes to a run's folder; the system lets go of it however the process ends.
+
+    Args:
+        run: the run's folder, which exists.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / LOCK_FILE
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock(self._descriptor)
+        except OSError:
+            holder = os.read(self._descriptor, 32).decode(errors="replace").strip()
+            os.close(self._descriptor)
+            who = f"process {holder}" if holder.isdigit() else "another process"
+            raise UsageError(f"{run} is in use by {who}; wait for it, or stop it first") from None
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Let go; the file stays, empty of meaning."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.release()
+
+
+def _lock(descriptor: int) -> None:
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows: bytes are locked there, one is enough
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        return
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
