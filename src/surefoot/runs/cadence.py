@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 from surefoot.errors import UsageError
 
-WRITTEN = re.compile(r"(\d+)(m?)")
+WRITTEN = re.compile(r"([0-9]{1,18})(m?)")
 
 
 @dataclass
 class Cadence:
-    """Every N steps of the run's own measure, or every N minutes."""
+    """Every N steps of the run's own measure, or every N minutes; one of the two is None."""
 
     steps: int | None = None
     minutes: int | None = None
@@ -31,7 +31,7 @@ class Cadence:
             return None
         found = WRITTEN.fullmatch(text.replace("_", "").replace(",", ""))
         if found is None or int(found[1]) < 1:
-            raise UsageError(f"{option} {text}: give a number of steps, as 100000, or of minutes, as 10m")
+            raise UsageError(f"{option} must be a number of steps, such as 100000, or of minutes, such as 10m, but is {text}")
         count = int(found[1])
         return Cadence(minutes=count) if found[2] else Cadence(steps=count)
 

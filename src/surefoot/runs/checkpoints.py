@@ -1,12 +1,13 @@
 """Checkpoints: everything a run carries, whole or absent, verified before it is believed.
 
 A checkpoint is a folder ``checkpoints/STEP`` with ``state.safetensors`` (arrays), ``state.json`` (numbers and names) and ``manifest.json``,
-which holds the size and SHA-256 of both and is written last. The folder is filled aside, flushed to the disk, and renamed: whatever stops
-the machine, what stands under its own name is complete. No file is ever unpickled.
+which holds the size and SHA-256 of both, and its own, and is written last. The folder is filled aside, flushed to the disk, and renamed:
+whatever stops the machine, what stands under its own name is complete. No file is ever unpickled.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,12 +23,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from surefoot.errors import RunError, UsageError
+from surefoot.runs.directory import CHECKPOINTS_FOLDER
 
-CHECKPOINTS_FOLDER = "checkpoints"
 FORMAT = "surefoot checkpoint 1"
 ARRAYS_FILE, STATE_FILE, MANIFEST_FILE = "state.safetensors", "state.json", "manifest.json"
-NAME = re.compile(r"\d{1,18}")
-LARGEST_MANIFEST = 1 << 20
+NAME, ASIDE = re.compile(r"0|[1-9][0-9]{0,17}"), re.compile(r"\.(0|[1-9][0-9]{0,17})\.writing")
+LARGEST_MANIFEST = 1 << 16
 """Bytes of a manifest: it lists two files."""
 
 
@@ -52,17 +53,16 @@ class Checkpoints:
 
     Args:
         run: the run's folder.
-        keep: how many of the last to keep; the best is kept besides.
+        keep: how many of the last to keep; the best, and the last exact one, are kept besides.
+        name: of the folder in it.
     """
 
-    def __init__(self, run: Path, *, keep: int = 2) -> None:
-        self.folder, self._keep = run / CHECKPOINTS_FOLDER, keep
+    def __init__(self, run: Path, *, keep: int = 2, name: str = CHECKPOINTS_FOLDER) -> None:
+        self.folder, self._keep = run / name, keep
 
     def steps(self) -> list[int]:
         """Of all checkpoints that stand under their own names, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(entry.name) for entry in self.folder.iterdir() if NAME.fullmatch(entry.name) and entry.is_dir())
+        return sorted(int(name) for name in self._names() if NAME.fullmatch(name) and (self.folder / name).is_dir())
 
     def write(self, checkpoint: Checkpoint, *, best: bool = False) -> Path:
         """Keep a checkpoint, then delete those that are no longer wanted.
@@ -76,7 +76,7 @@ class Checkpoints:
         """
         place, aside = self.folder / str(checkpoint.step), self.folder / f".{checkpoint.step}.writing"
         arrays = save({name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()})
-        state = json.dumps(dict(checkpoint.state), allow_nan=True).encode()
+        state = json.dumps(dict(checkpoint.state)).encode()
         manifest = {
             "format": FORMAT,
             "step": checkpoint.step,
@@ -84,22 +84,26 @@ class Checkpoints:
             "best": best,
             "files": {name: _described(content) for name, content in ((ARRAYS_FILE, arrays), (STATE_FILE, state))},
         }
+        manifest["sha256"] = _checksum_of(manifest)
+        contents = {ARRAYS_FILE: arrays, STATE_FILE: state, MANIFEST_FILE: json.dumps(manifest, indent=1).encode()}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(aside, ignore_errors=True)
+            if not self.folder.is_dir():
+                self.folder.mkdir(parents=True)
+                flush_names(self.folder.parent)
+            self._clear_aside()
             aside.mkdir()
-            contents = {ARRAYS_FILE: arrays, STATE_FILE: state, MANIFEST_FILE: json.dumps(manifest, indent=1).encode()}
             for name, content in contents.items():
                 _write_flushed(aside / name, content)
             flush_names(aside)
-            if place.exists():  # the same step again, after a resumed run: the older one is as good until this one is whole
+            if place.exists():
+                # The same step again: should the machine stop before the rename, `latest` finds the whole one aside.
                 shutil.rmtree(place)
             aside.rename(place)
             flush_names(self.folder)
         except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)
             raise RunError(f"cannot write {place}: {error.strerror}; the checkpoints before it are whole") from error
-        self._forget(best=checkpoint.step if best else None)
+        self._forget(just_written=checkpoint, best=best)
         return place
 
     def read(self, step: int) -> Checkpoint:
@@ -108,20 +112,7 @@ class Checkpoints:
         Raises:
             Damaged: it is not what was written.
         """
-        place = self.folder / str(step)
-        manifest = _read_manifest(place / MANIFEST_FILE)
-        if manifest.get("format") != FORMAT or manifest.get("step") != step:
-            raise Damaged(f"its manifest is not that of {FORMAT!r} at step {step}")
-        files, contents = manifest.get("files"), {}
-        for name in (ARRAYS_FILE, STATE_FILE):
-            wanted = files.get(name) if isinstance(files, dict) else None
-            if not isinstance(wanted, dict) or not isinstance(wanted.get("bytes"), int):
-                raise Damaged(f"its manifest does not list {name}")
-            contents[name] = _read_checked(place / name, wanted)
-        try:
-            return Checkpoint(step, bool(manifest["exact"]), load(contents[ARRAYS_FILE]), json.loads(contents[STATE_FILE]))
-        except (SafetensorError, ValueError, KeyError) as error:
-            raise Damaged(f"it cannot be read: {error}") from error
+        return _read(self.folder / str(step), step)
 
     def latest(self, *, exact: bool = False) -> tuple[Checkpoint, list[str]]:
         """The last checkpoint that is whole.
@@ -135,15 +126,16 @@ class Checkpoints:
         Raises:
             UsageError: there is none.
         """
+        self.adopt()
         said = []
         for step in reversed(self.steps()):
             try:
                 found = self.read(step)
             except Damaged as reason:
-                said.append(f"{self.folder / str(step)} is damaged ({reason}); the one before it is used")
+                said.append(f"{self.folder / str(step)} is damaged ({reason}) and is passed over")
                 continue
             if exact and not found.exact:
-                said.append(f"the checkpoint at step {step} is not exact, and is passed over")
+                said.append(f"the checkpoint at step {step:,} is not exact, and is passed over")
                 continue
             return found, said
         why = f": {'; '.join(said)}" if said else ""
@@ -151,37 +143,102 @@ class Checkpoints:
             f"{self.folder.parent} has no {'exact ' if exact else ''}checkpoint to go on from{why}; train with --checkpoint-every"
         )
 
-    def _forget(self, *, best: int | None) -> None:
-        """Delete all but the last ones and the best."""
+    def adopt(self) -> None:
+        """Give its name to a checkpoint that was whole, but not yet called so, when the machine stopped."""
+        for name in self._names():
+            if (found := ASIDE.fullmatch(name)) is None or (self.folder / found[1]).exists():
+                continue
+            with contextlib.suppress(Damaged, OSError):
+                _read(self.folder / name, int(found[1]))
+                (self.folder / name).rename(self.folder / found[1])
+
+    def forget_after(self, step: int) -> None:
+        """Delete the checkpoints of a future that is given up: the run goes on from ``step``.
+
+        Raises:
+            RunError: one of them cannot be deleted, and would be taken for this run's.
+        """
+        for later in self.steps():
+            if later > step:
+                try:
+                    shutil.rmtree(self.folder / str(later))
+                except OSError as error:
+                    raise RunError(f"cannot delete {self.folder / str(later)}: {error.strerror}; delete it by hand") from error
+
+    def _names(self) -> list[str]:
+        return [entry.name for entry in self.folder.iterdir()] if self.folder.is_dir() else []
+
+    def _clear_aside(self) -> None:
+        """Remove what an earlier process left half-written."""
+        for name in self._names():
+            if ASIDE.fullmatch(name):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def _forget(self, *, just_written: Checkpoint, best: bool) -> None:
+        """Delete all but the last ones, the best, and the last exact one: a run may be wanted back bit for bit."""
         steps = self.steps()
-        if best is None:
-            best = next((step for step in reversed(steps) if self._is_best(step)), None)
-        for step in steps[: -self._keep]:
-            if step != best:
+        wanted = set(steps[-self._keep :]) | {just_written.step}
+        if set(steps) <= wanted:
+            return
+        marks = {step: self._marks(step) for step in steps}
+        for mark, settled in (("best", best), ("exact", just_written.exact)):
+            if not settled:
+                wanted |= set([step for step in steps if marks[step].get(mark) is True][-1:])
+        for step in steps:
+            if step not in wanted:
                 shutil.rmtree(self.folder / str(step), ignore_errors=True)
 
-    def _is_best(self, step: int) -> bool:
+    def _marks(self, step: int) -> Mapping[str, Any]:
         try:
-            return _read_manifest(self.folder / str(step) / MANIFEST_FILE).get("best") is True
+            return _read_manifest(self.folder / str(step) / MANIFEST_FILE)
         except Damaged:
-            return False
+            return {}
+
+
+def _read(place: Path, step: int) -> Checkpoint:
+    manifest = _read_manifest(place / MANIFEST_FILE)
+    if manifest.get("format") != FORMAT or manifest.get("step") != step or not isinstance(manifest.get("exact"), bool):
+        raise Damaged(f"its manifest is not that of {FORMAT!r} at step {step}")
+    files, contents = manifest.get("files"), {}
+    for name in (ARRAYS_FILE, STATE_FILE):
+        wanted = files.get(name) if isinstance(files, dict) else None
+        if not isinstance(wanted, dict) or not isinstance(wanted.get("bytes"), int):
+            raise Damaged(f"its manifest does not list {name}")
+        contents[name] = _read_checked(place / name, wanted)
+    try:
+        arrays, state = load(contents[ARRAYS_FILE]), json.loads(contents[STATE_FILE])
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged(f"it cannot be read: {error}") from error
+    if not isinstance(state, dict):
+        raise Damaged(f"{STATE_FILE} is no JSON object")
+    return Checkpoint(step, manifest["exact"], arrays, state)
 
 
 def _described(content: bytes) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
+def _checksum_of(manifest: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > LARGEST_MANIFEST:
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_MANIFEST + 1)
+        if len(content) > LARGEST_MANIFEST:
             raise Damaged("its manifest is far too large")
-        value = json.loads(path.read_bytes())
+        value = json.loads(content)
+        if not isinstance(value, dict):
+            raise Damaged("its manifest is no JSON object")
+        checksum = _checksum_of(value)
     except OSError as error:
         raise Damaged(f"its manifest cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged(f"its manifest is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise Damaged("its manifest is no JSON object")
+    if value.get("sha256") != checksum:
+        raise Damaged("its manifest does not have its own checksum")
     return value
 
 
@@ -207,6 +264,8 @@ def _write_flushed(path: Path, content: bytes) -> None:
 
 def flush_names(folder: Path) -> None:
     """Bring a folder's list of names to the disk."""
+    if os.name == "nt":  # which cannot open a folder, and flushes names by itself
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -18,6 +18,9 @@ SUMMARY_FILE = "summary.json"
 POLICY_FOLDER = "policy"
 MODEL_FOLDER = "model"
 TENSORBOARD_FOLDER = "tensorboard"
+CHECKPOINTS_FOLDER = "checkpoints"
+FAILED_FOLDER = "failed"
+"""State before an update or a step that failed, as a checkpoint: for inspection."""
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -38,8 +41,10 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if not isinstance(error, OSError):  # stopped at once, for instance
+            raise
         raise RunError(f"cannot write {path}: {error.strerror}; what stood there before is untouched") from error
 
 
@@ -58,7 +63,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text())
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist; give the folder of a run, the one that `surefoot train` printed") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise UsageError(f"{path} holds {type(value).__name__}, not a JSON object")
@@ -80,9 +85,9 @@ def create_run_folder(folder: str | None, *, name: str) -> Path:
     configuration = path / CONFIGURATION_FILE
     if configuration.exists() and not {"algorithm", "method"} & read_json(configuration).keys():
         raise UsageError(f"{configuration} is not a run's, and would be overwritten; choose another --out")
-    traces = (METRICS_FILE, POLICY_FOLDER, MODEL_FOLDER, SUMMARY_FILE, f"seed-*/{METRICS_FILE}")
+    traces = (METRICS_FILE, POLICY_FOLDER, MODEL_FOLDER, CHECKPOINTS_FOLDER, SUMMARY_FILE, f"seed-*/{METRICS_FILE}")
     if any(True for trace in traces for _ in path.glob(trace)):
-        raise UsageError(f"{path} already holds a run; choose another --out or delete that folder")
+        raise UsageError(f"{path} already holds a run; choose another --out, delete that folder, or go on with it: surefoot resume {path}")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from pathlib import Path
 from types import TracebackType
@@ -9,30 +11,38 @@ from types import TracebackType
 from surefoot.errors import UsageError
 
 LOCK_FILE = ".lock"
+HELD = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
 
 
 class RunLock:
     """Held while a process writes to a run's folder; the system lets go of it however the process ends.
 
+    A file system that knows no locks is written to without one.
+
     Args:
         run: the run's folder, which exists.
 
     Raises:
-        UsageError: another process holds it.
+        UsageError: another process holds it, or the folder cannot be written.
     """
 
     def __init__(self, run: Path) -> None:
         self._path = run / LOCK_FILE
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UsageError(f"the folder {run} cannot be written: {error.strerror}; choose another") from error
         try:
             _lock(self._descriptor)
-        except OSError:
-            holder = os.read(self._descriptor, 32).decode(errors="replace").strip()
-            os.close(self._descriptor)
-            who = f"process {holder}" if holder.isdigit() else "another process"
-            raise UsageError(f"{run} is in use by {who}; wait for it, or stop it first") from None
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            if error.errno in HELD:
+                holder = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip() if hasattr(os, "pread") else ""
+                os.close(self._descriptor)
+                who = f"process {holder}" if holder.isdigit() else "another process"
+                raise UsageError(f"{run} is in use by {who}; wait for it, or stop it first") from None
+        with contextlib.suppress(OSError):  # a full disk: the number is for people
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, f"{os.getpid()}\n".encode())
 
     def release(self) -> None:
         """Let go; the file stays, empty of meaning."""

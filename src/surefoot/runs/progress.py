@@ -19,9 +19,17 @@ class Progress:
 
     Where there is no terminal, a line is printed at most every two seconds, besides the first and the last: some tasks here run
     a hundred iterations a second.
+
+    Args:
+        label: what runs.
+        total: how much there is to do.
+        done: how much of it was done before, by a run that this one goes on with.
+        unit: of what.
+        quiet: show nothing.
     """
 
-    def __init__(self, label: str, total: int, *, unit: str = "steps", quiet: bool = False) -> None:
+    def __init__(self, label: str, total: int, *, done: int = 0, unit: str = "steps", quiet: bool = False) -> None:
+        self._before = done
         self._label, self._total, self._unit, self._quiet = label, total, unit, quiet
         self._console = Console(stderr=True, highlight=False)
         self._live: Live | None = None
@@ -43,7 +51,7 @@ class Progress:
         if self._quiet or (now - self._shown < (LIVE_SECONDS if self._live else PLAIN_SECONDS) and not last):
             return
         self._shown = now
-        left = (now - self._start) / max(done, 1) * max(self._total - done, 0)
+        left = (now - self._start) / max(done - self._before, 1) * max(self._total - done, 0)
         unit = self._unit
         self._text = f"{self._label}  {done:,}/{self._total:,} {unit}  {reached}  {rate:,.{_digits(rate)}f} {unit}/s  {_clock(left)} left"
         if self._live is not None:

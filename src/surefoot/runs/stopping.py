@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
 import threading
@@ -27,7 +29,7 @@ class StopRequest:
             if self.signal is not None:
                 raise KeyboardInterrupt
             self.signal = number
-            print("stopping after this iteration; once more to stop at once", file=sys.stderr, flush=True)
+            _say("stopping after this iteration; once more to stop at once\n")
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -35,3 +37,9 @@ class StopRequest:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _say(sentence: str) -> None:
+    """To standard error, past its buffer: the signal may have come in the middle of a print, which cannot be entered twice."""
+    with contextlib.suppress(OSError, ValueError):
+        os.write(sys.stderr.fileno(), sentence.encode())

@@ -7,6 +7,7 @@ no library writes it.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -17,6 +18,7 @@ from pathlib import Path
 import google_crc32c
 
 DOUBLE, VARINT, BYTES, FLOAT = 1, 0, 2, 5  # protocol-buffer wire types
+PREFIX, SUFFIX = "events.out.tfevents.", ".surefoot"
 
 
 def _varint(value: int) -> bytes:
@@ -48,19 +50,51 @@ class EventFile:
 
     Args:
         folder: where; made if it is missing.
+        name: of a file there to go on with, which is cut to ``length`` bytes; by default a new one begins.
 
     Raises:
         OSError: the folder or file cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, name: str | None = None, length: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.surefoot"
+        if name is not None:
+            self._file = open(folder / name, "r+b", buffering=0)  # noqa: SIM115 (closed in close())
+            self._file.truncate(length)
+            self._file.seek(length)
+            return
+        name = f"{PREFIX}{int(time.time())}.{socket.gethostname()}.{os.getpid()}{SUFFIX}"
         self._file = open(folder / name, "ab", buffering=0)  # noqa: SIM115 (closed in close())
         self._append(_field(3, BYTES, b"brain.Event:2"))
 
+    @staticmethod
+    def resumed(folder: Path, position: tuple[str, int] | None) -> EventFile:
+        """Cut a run's files back to ``position``, a file's name and its length, None where there was none, and go on.
+
+        Where that file is gone or shorter, a new one begins.
+        """
+        name, length = position or (None, 0)
+        for path in folder.glob(f"{PREFIX}*{SUFFIX}"):
+            if path.name != name:  # begun later
+                path.unlink()
+        if name is not None and (folder / name).is_file() and (folder / name).stat().st_size >= length:
+            return EventFile(folder, name=name, length=length)
+        return EventFile(folder)
+
+    @staticmethod
+    def is_name(name: str) -> bool:
+        """Whether a file of this class may be called so: a plain name, that leads to no other folder."""
+        return name.startswith(PREFIX) and name.endswith(SUFFIX) and os.path.basename(name) == name and "\0" not in name
+
+    def position(self) -> dict[str, str | int]:
+        """The file's name and its length, which is brought to the disk first."""
+        os.fsync(self._file.fileno())
+        return {"file": os.path.basename(self._file.name), "bytes": os.fstat(self._file.fileno()).st_size}
+
     def _append(self, content: bytes) -> None:
-        self._file.write(_record(_field(1, DOUBLE, struct.pack("<d", time.time())) + content))
+        record = _record(_field(1, DOUBLE, struct.pack("<d", time.time())) + content)
+        if self._file.write(record) < len(record):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Add one point to each named curve."""
