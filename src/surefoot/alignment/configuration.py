@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from surefoot.alignment.data.configuration import DataConfiguration
 from surefoot.alignment.models.configuration import AdapterConfiguration, ModelConfiguration
 from surefoot.alignment.rlhf.configuration import PPOConfiguration
 from surefoot.errors import require
+from surefoot.runs.cadence import Cadence
+from surefoot.runs.settings import part_from, refuse_unknown
 
 MethodName = Literal["sft", "reward", "dpo", "ppo"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -57,9 +60,18 @@ class TrainingConfiguration:
     """Folder of the run; by default one under runs/, named after method, model, time and process."""
     tensorboard: bool = True
     """Write TensorBoard files beside metrics.jsonl."""
+    checkpoint_every: str | None = None
+    """Keep everything that the run carries, so that `surefoot resume` can go on: every so many updates (500; with ppo, iterations), or
+    minutes (10m), and at the end. The model as it was at the start is kept too. Without it nothing is."""
+    keep_checkpoints: int = 2
+    """How many of the last checkpoints to keep; with --patience the best is kept besides."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What happens to an update whose loss, gradient or reward is not finite: stop ends the run; skip leaves it out, and the metric
+    skipped counts."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulation", "epochs"):
+        Cadence.parse(self.checkpoint_every)
+        for name in ("batch_size", "accumulation", "epochs", "keep_checkpoints"):
             value = getattr(self, name)
             require(value >= 1, f"--{name.replace('_', '-')} must be at least 1, but is {value}")
         require(
@@ -207,9 +219,34 @@ class AlignConfiguration:
             flat.update({k: list(v) if isinstance(v, tuple) else v for k, v in vars(part).items()})
         return flat
 
+    @staticmethod
+    def from_dict(settings: Mapping[str, Any]) -> AlignConfiguration:
+        """The configuration whose :meth:`as_dict` these settings are.
+
+        Raises:
+            UsageError: a setting is unknown or missing, or its value cannot be used.
+        """
+        method: Any = settings.get("method")
+        require(isinstance(method, str) and method in METHODS, f"method is {method!r}; there are {', '.join(METHODS)}")
+        kinds: dict[str, Any] = {
+            "model": ModelConfiguration,
+            "adapter": AdapterConfiguration,
+            "data": DataConfiguration,
+            "training": TrainingConfiguration,
+        }
+        if method in OBJECTIVES:
+            kinds["objective"] = OBJECTIVES[method]
+        known = ["method", *(f.name for kind in kinds.values() for f in fields(kind))]
+        refuse_unknown(settings, known)
+        missing = [name for name in known if name not in settings]  # a default of today may not be that of the run
+        require(not missing, f"there is no setting {', '.join(missing)}; all are needed")
+        return AlignConfiguration(method, **{name: part_from(kind, settings) for name, kind in kinds.items()})
+
     def idle_options(self) -> dict[str, str]:
         """Settings that nothing reads under the others, each with the reason."""
         idle = dict(self.adapter.idle_options())
+        if self.training.checkpoint_every is None:
+            idle["keep_checkpoints"] = "there is no --checkpoint-every"
         if self.method == "sft":
             idle["ties"] = "fine-tuning reads the best answer of each prompt and compares none"
         if isinstance(self.objective, PPOConfiguration):

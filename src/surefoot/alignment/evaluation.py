@@ -27,6 +27,7 @@ from surefoot.alignment.models.precision import autocast_dtype
 from surefoot.alignment.offline import evaluate_examples
 from surefoot.alignment.preparation import longest
 from surefoot.alignment.reference import LiveReference
+from surefoot.alignment.start import START_FOLDER
 from surefoot.errors import UsageError, require
 from surefoot.runs.directory import CONFIGURATION_FILE, MODEL_FOLDER, read_json
 
@@ -47,8 +48,8 @@ def evaluate_alignment(
         run: folder of a run of ``surefoot align``.
         data: preferences, in any format that training takes.
         format: of the data.
-        reference: the model that a policy of DPO or PPO started from; by default where the run found it. Its weights must be those that the
-            run recorded.
+        reference: the model that a policy of DPO or PPO started from; by default the run's own copy, which it has where it has checkpoints,
+            else where the run found it. Its weights must be those that the run recorded.
         max_length: tokens that a prompt and one answer may have; as in the run by default.
         batch_size: prompts at a time.
 
@@ -103,7 +104,9 @@ def evaluate_alignment(
         method = RewardModelling(likelihood_of(model), reward, recorded["comparison"])
     elif method_name in ("dpo", "ppo"):
         policy = likelihood_of(load_policy(settings, tokenizer, notify=notices.append))
-        live = _reference(recorded, reference, tokenizer, settings, policy, notices)
+        start = run / START_FOLDER
+        where = reference or (str(start) if start.is_dir() else None)
+        live = _reference(recorded, where, tokenizer, settings, policy, notices)
         if method_name == "dpo":
             choices, comparison = _choices(DPOConfiguration, recorded), recorded["comparison"]
         else:  # its optimum is π_ref exp(r/β)/Z too, so β log π/π_ref is the reward that it has come to stand for

@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from surefoot.alignment.configuration import AlignConfiguration, TrainingConfiguration
 from surefoot.alignment.data.examples import Example
+from surefoot.alignment.data.fingerprint import examples_fingerprint
 from surefoot.alignment.halves import Halves, can_be_computed_at_once
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.methods.method import Method, Sums, add_sums
 from surefoot.alignment.models.adapters import trainable_parameters
 from surefoot.alignment.models.counting import matrix_rate
 from surefoot.alignment.models.precision import autocast_dtype
+from surefoot.alignment.nonfinite import NotFinite, refuse_too_many
 from surefoot.alignment.optimization import descend, learning_rate_at, make_optimizer
-from surefoot.alignment.preparation import Data, Learner, prepare_data, prepare_model
+from surefoot.alignment.preparation import Data, Keep, Learner, prepare_data, prepare_model
+from surefoot.alignment.randomness import data_order, drawing_anew
+from surefoot.alignment.state import Arrays, Saved, State, learn_again, learned, numbers_of, set_numbers, to_array
 from surefoot.alignment.watch import ChosenWatch
-from surefoot.errors import RunError
 from surefoot.runs.metrics import MetricsWriter
 from surefoot.runs.progress import Progress
 
 Metrics = dict[str, float]
+NUMBERS = (
+    "updates", "prompts", "pairs", "tokens", "operations", "updating", "skipped", "skipped_in_row", "ended_early", "epoch", "last",
+    "evaluated", "without_progress",
+)  # fmt: skip
+"""What a checkpoint keeps of a run as it stands."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +49,16 @@ class Offline:
 
     @staticmethod
     def prepare(
-        configuration: AlignConfiguration, tokenizer: PreTrainedTokenizerFast, tell: Callable[[str], None], *, quiet: bool
+        configuration: AlignConfiguration,
+        tokenizer: PreTrainedTokenizerFast,
+        tell: Callable[[str], None],
+        *,
+        quiet: bool,
+        keep: Keep | None = None,
     ) -> Offline:
-        """Read the data, then load the model."""
+        """Read the data, then load the model; ``keep`` is given it as it was loaded, before an adapter."""
         data = prepare_data(configuration, tokenizer, tell)
-        return Offline(configuration, data, prepare_model(configuration, tokenizer, data, tell, quiet=quiet))
+        return Offline(configuration, data, prepare_model(configuration, tokenizer, data, tell, quiet=quiet, keep=keep))
 
     @property
     def model(self) -> Any:
@@ -60,6 +74,14 @@ class Offline:
     def recorded(self) -> dict[str, Any]:
         """What config.json says beside the settings."""
         return {"comparison": self.learner.comparison, "reference_fingerprint": self.learner.reference_fingerprint}
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of what is read again when the run goes on, by the option that names it."""
+        fingerprints = {"--data": examples_fingerprint(self.data.train)}
+        if self.data.held_out:
+            option = "--data" if self.configuration.training.eval_data is None else "--eval-data"
+            fingerprints[option] = fingerprints.get(option, "") + examples_fingerprint(self.data.held_out)
+        return fingerprints
 
     @property
     def description(self) -> dict[str, Any]:
@@ -102,21 +124,26 @@ class OfflineRun:
     best: tuple[float, int, dict[str, torch.Tensor]] | None = None
     """The lowest loss on held-out data, after how many updates, and the weights it was reached with."""
     without_progress: int = 0
+    skipped: int = 0
+    """Updates that were left out, since a number was not finite; ``updates`` counts them too."""
+    skipped_in_row: int = 0
+    between_updates: bool = True
+    """Whether the state is that after a whole number of updates, with their reports."""
 
     def __post_init__(self) -> None:
         training = self.configuration.training
         self.parameters = trainable_parameters(self.learner.model)
         self.optimizer = make_optimizer(self.parameters, training)
-        self.generator = torch.Generator().manual_seed(training.seed)
         self.watch = ChosenWatch()
         method = self.learner.method
         self.halves = Halves(training.accumulation, at_once=can_be_computed_at_once(self.configuration, method.likelihood))
-        self.total = training.epochs * -(-len(self.data.train) // training.batch_size)
+        self.per_epoch = -(-len(self.data.train) // training.batch_size)
+        self.total = training.epochs * self.per_epoch
         dtype = autocast_dtype(self.configuration.model) or next(p.dtype for _, p in self.parameters)
         self.matrix_rate = matrix_rate(method.likelihood.device, 0.1, dtype=dtype)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()  # that measurement is no part of the run
-        self.began = time.perf_counter()
+        self.began, self.before = time.perf_counter(), 0
 
     @property
     def training(self) -> TrainingConfiguration:
@@ -125,17 +152,21 @@ class OfflineRun:
 
     def advance(self) -> Iterator[None]:
         """One update at a time."""
+        if self.ended_early is not None:
+            return
         for examples, ends_epoch in self.batches():
             self.update(examples, ends_epoch=ends_epoch)
             yield
 
     def batches(self) -> Iterator[tuple[list[Example], bool]]:
-        """Every epoch all examples in a new order, and whether the batch is its epoch's last."""
+        """From the next update on: every epoch all examples in a new order, and whether the batch is its epoch's last."""
         examples, size = self.data.train, self.training.batch_size
-        for _ in range(self.training.epochs):
-            order = torch.randperm(len(examples), generator=self.generator).tolist()
-            for begin in range(0, len(order), size):
-                yield [examples[i] for i in order[begin : begin + size]], begin + size >= len(order)
+        order: np.ndarray | None = None
+        for number in range(self.updates, self.total):
+            epoch, within = divmod(number, self.per_epoch)
+            if order is None or within == 0:
+                order = data_order(self.training.seed, epoch, len(examples))
+            yield [examples[i] for i in order[within * size : (within + 1) * size]], within + 1 == self.per_epoch
 
     def update(self, examples: list[Example], *, ends_epoch: bool) -> None:
         """One step of the optimiser, its report, and an evaluation where one is due."""
@@ -143,11 +174,20 @@ class OfflineRun:
         began = time.perf_counter()
         before = method.likelihood.work.operations
         learning_rate = learning_rate_at(self.updates, self.total, training)
-        loss, sums = self.gradients(examples)
+        loss: float | None = None
+        norm: float | None = None
+        sums = Sums()
+        try:
+            with drawing_anew(training.seed, self.updates, method.likelihood.device):
+                loss, sums = self.gradients(examples)
+            limit = training.max_gradient_norm
+            norm = descend(self.optimizer, self.parameters, learning_rate=learning_rate, max_gradient_norm=limit)
+            self.skipped_in_row = 0
+        except NotFinite as found:
+            self._leave_out(examples, found)
+            loss, sums = None, Sums()
+        self.between_updates = False
         needed = method.likelihood.work.operations - before
-        norm = descend(
-            self.optimizer, self.parameters, learning_rate=learning_rate, max_gradient_norm=training.max_gradient_norm
-        )
         seconds = time.perf_counter() - began
         self.operations += needed
         self.updating += seconds
@@ -157,7 +197,8 @@ class OfflineRun:
         tokens = sum(e.tokens for e in examples)
         self.tokens += tokens
         means = {name: float(total) / count for name, (total, count) in sums.items()}
-        self._remember(loss, sums, examples)
+        if loss is not None:
+            self._remember(loss, sums, examples)
         report: dict[str, float | None] = {
             "update": self.updates,
             "prompts": self.prompts,
@@ -170,6 +211,8 @@ class OfflineRun:
             "speed/tokens_per_second": tokens / seconds,
             "speed/utilization": needed / seconds / self.matrix_rate,
         }
+        if training.on_nonfinite == "skip":
+            report["skipped"] = self.skipped
         if warning := self.watch.look(means):
             self.progress.say(warning)
         every = training.evaluate_every
@@ -181,8 +224,24 @@ class OfflineRun:
         self.writer.write(self.prompts, report)
         if ends_epoch:
             self.epoch = {}
-        shown = f"loss {loss:.4f}" + (f"  {method.headline} {means[method.headline]:.3f}" if method.headline in means else "")
-        self.progress.update(self.prompts, rate=self.prompts / (time.perf_counter() - self.began), reached=shown)
+        self.between_updates = True
+        shown = "left out" if loss is None else f"loss {loss:.4f}"
+        shown += f"  {method.headline} {means[method.headline]:.3f}" if method.headline in means else ""
+        rate = (self.prompts - self.before) / (time.perf_counter() - self.began)
+        self.progress.update(self.prompts, rate=rate, reached=shown)
+
+    def _leave_out(self, examples: Sequence[Example], found: NotFinite) -> None:
+        """Take no step, where that was asked for, and say so the first time."""
+        self.optimizer.zero_grad()
+        rows = ", ".join(str(e.number) for e in examples[:5]) + (", …" if len(examples) > 5 else "")
+        named = NotFinite(f"update {self.updates + 1}, on the batch with rows {rows}: {found}")
+        if self.training.on_nonfinite == "stop":
+            raise named from found
+        self.skipped_in_row += 1
+        refuse_too_many(self.skipped_in_row, named)
+        self.skipped += 1
+        if self.skipped == 1:
+            self.progress.say(f"left out: {named}; the metric skipped counts such updates")
 
     def gradients(self, examples: Sequence[Example]) -> tuple[float, Sums]:
         """Accumulate the gradients of a batch, computed in as many parts as the configuration asks for."""
@@ -199,11 +258,7 @@ class OfflineRun:
             loss += of_part
             add_sums(sums, more)
         if not math.isfinite(loss):
-            rows = ", ".join(str(e.number) for e in examples[:5])
-            raise RunError(
-                f"the loss of update {self.updates + 1} is {loss}, on the batch with rows {rows}, …; the model is kept as it was"
-                " before that update: a smaller --learning-rate may help"
-            )
+            raise NotFinite(f"the loss is {loss}; a smaller --learning-rate may help")
         return loss, sums
 
     @torch.no_grad()
@@ -216,7 +271,7 @@ class OfflineRun:
         finally:
             model.train()
         if not math.isfinite(metrics["loss"]):
-            raise RunError(
+            raise NotFinite(
                 f"the loss on held-out data is {metrics['loss']} after update {self.updates}; a smaller --learning-rate may help"
             )
         return metrics
@@ -257,6 +312,42 @@ class OfflineRun:
             kept[0] += float(total)
             kept[1] += count
         self.last = {name: total / count for name, (total, count) in self.epoch.items()}
+
+    @property
+    def step(self) -> int:
+        """Updates so far."""
+        return self.updates
+
+    @property
+    def at_its_best(self) -> bool:
+        """Whether no evaluation was better than the one just made; without patience nobody keeps count."""
+        return self.best is not None and self.best[1] == self.updates
+
+    def state(self) -> tuple[Arrays, State]:
+        """What a checkpoint holds. The data's order and dropout follow from the seed and the number of the update."""
+        state = numbers_of(self, NUMBERS) | {"watch": self.watch.state(), "best": None}
+        if not self.updates:
+            return {}, state  # everything is as it was at the start
+        arrays = learned(self.parameters, self.optimizer)
+        if self.best is not None:
+            loss, update, weights = self.best
+            state["best"] = [loss, update]
+            arrays |= {f"best/{name}": to_array(weight) for name, weight in weights.items()}
+        return arrays, state
+
+    def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
+        """Be where :meth:`state` was taken."""
+        set_numbers(self, NUMBERS, state)
+        self.watch.restore(state["watch"])
+        self.before = self.prompts
+        saved = Saved(arrays)
+        if self.updates:
+            learn_again(self.parameters, self.optimizer, saved)
+        if state["best"] is not None:
+            loss, update = state["best"]
+            weights = {name: saved.fill(torch.empty_like(p.data), f"best/{name}") for name, p in self.parameters}
+            self.best = loss, update, weights
+        saved.all_used()
 
     @property
     def unfinished(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from surefoot.alignment.configuration import TrainingConfiguration
-from surefoot.errors import RunError
+from surefoot.alignment.nonfinite import NotFinite
 
 NamedParameters = Sequence[tuple[str, torch.nn.Parameter]]
 
@@ -62,14 +62,14 @@ def descend(
         the gradient's norm before it was limited.
 
     Raises:
-        RunError: the gradient is not finite; the step is not taken.
+        NotFinite: the gradient is not finite; the step is not taken.
     """
     gradients = [p.grad for _, p in parameters if p.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(gradients))
     if not math.isfinite(norm):
         name = next((n for n, p in parameters if p.grad is not None and not bool(torch.isfinite(p.grad).all())), "their norm")
         optimizer.zero_grad()
-        raise RunError(f"the gradient is not finite ({name}); a smaller --learning-rate or a --max-gradient-norm may help")
+        raise NotFinite(f"the gradient is not finite ({name}); a smaller --learning-rate or a --max-gradient-norm may help")
     if max_gradient_norm is not None and norm > max_gradient_norm:
         torch.nn.utils.clip_grads_with_norm_([p for _, p in parameters], max_gradient_norm, torch.tensor(norm))
     for group in optimizer.param_groups:

@@ -35,6 +35,8 @@ from surefoot.errors import UsageError
 from surefoot.runs.progress import Progress
 
 Tell = Callable[[str], None]
+Keep = Callable[[Any], None]
+"""Given the model as it was loaded, before it is changed in any way."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +89,13 @@ class Learner:
 
 
 def prepare_model(
-    configuration: AlignConfiguration, tokenizer: PreTrainedTokenizerFast, data: Data, tell: Tell, *, quiet: bool = False
+    configuration: AlignConfiguration,
+    tokenizer: PreTrainedTokenizerFast,
+    data: Data,
+    tell: Tell,
+    *,
+    quiet: bool = False,
+    keep: Keep | None = None,
 ) -> Learner:
     """Load the model, add the adapter, find out whether prompts can be shared, and make the method.
 
@@ -106,6 +114,8 @@ def prepare_model(
             tell(sentence)
     else:
         model = load_policy(configuration.model, tokenizer, notify=tell)
+    if keep is not None:
+        keep(model)
     if configuration.adapter.lora_rank:
         model = add_adapter(model, configuration.adapter, seed=seed)
     likelihood = Likelihood(model, share_prompts=training.share_prompts, autocast=autocast_dtype(configuration.model))

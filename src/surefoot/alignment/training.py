@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import resource
+import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from surefoot.alignment.configuration import AlignConfiguration
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
+from surefoot.alignment.keeping import Keeper
 from surefoot.alignment.models.card import model_card
 from surefoot.alignment.models.runs import model_of
 from surefoot.alignment.models.saving import save_model
 from surefoot.alignment.offline import Offline
 from surefoot.alignment.rlhf.online import Online
-from surefoot.errors import UsageError
+from surefoot.alignment.start import START_FOLDER, start_checksum, start_keeper
+from surefoot.alignment.state import Arrays, State
+from surefoot.errors import RunError, UsageError
+from surefoot.runs.checkpoints import Checkpoint
 from surefoot.runs.directory import CONFIGURATION_FILE, MODEL_FOLDER, SUMMARY_FILE, create_run_folder, write_json
+from surefoot.runs.lock import LOCK_FILE, RunLock
 from surefoot.runs.metrics import MetricsWriter
 from surefoot.runs.progress import Progress
 from surefoot.runs.stopping import StopRequest
@@ -38,11 +46,43 @@ class Run(Protocol):
     """Why it ended before its time, where it did so by itself."""
 
     def advance(self) -> Iterator[None]:
-        """One update, or iteration, at a time."""
+        """One update, or iteration, at a time, from where it is."""
         ...
 
     def finish(self) -> None:
         """Settle which weights are kept, whatever ended the run."""
+        ...
+
+    def state(self) -> tuple[Arrays, State]:
+        """Everything that the run's future depends on and that does not follow from its settings, its data and its start."""
+        ...
+
+    def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
+        """Be where :meth:`state` was taken.
+
+        Raises:
+            UsageError: it was taken of another run.
+        """
+        ...
+
+    @property
+    def prompts(self) -> int:
+        """Learnt from, or asked, so far; every epoch counts."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """Updates, or iterations, so far."""
+        ...
+
+    @property
+    def between_updates(self) -> bool:
+        """Whether the state is that after a whole number of them, with their reports."""
+        ...
+
+    @property
+    def at_its_best(self) -> bool:
+        """Whether no state of it was better, where somebody keeps count."""
         ...
 
     @property
@@ -53,6 +93,20 @@ class Run(Protocol):
     def result(self, seconds: float) -> dict[str, Any]:
         """The run in numbers; ``seconds`` is how long it went on."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """What one process trains: a run from its start, or from a checkpoint on."""
+
+    configuration: AlignConfiguration
+    tokenizer: PreTrainedTokenizerFast
+    prepared: Offline | Online
+    folder: Path
+    """The run's, which this process alone writes to."""
+    command: str
+    """The command line of the run's start, for the model card."""
+    checkpoint: Checkpoint | None = None
 
 
 def align(
@@ -83,59 +137,112 @@ def align(
     configuration = replace(configuration, model=replace(configuration.model, model=model_of(configuration.model.model)))
     training, method = configuration.training, configuration.method
     tokenizer = load_tokenizer(configuration.model.model, trust_remote_code=configuration.model.trust_remote_code)
+    folder = create_run_folder(training.out, name=f"{method}-{Path(configuration.model.model).name}")
+    with RunLock(folder):
+        keep = None if training.checkpoint_every is None else start_keeper(folder, tokenizer)
+        try:
+            prepared = prepare(configuration, tokenizer, teller(quiet), quiet=quiet, keep=keep)
+        except UsageError:
+            _leave(folder)
+            raise
+        found = Path(configuration.model.model).expanduser()
+        resolved = str(found.resolve()) if found.exists() else None
+        command = command or f"surefoot align {method}"
+        recorded = configuration.as_dict() | prepared.recorded | {"model_folder": resolved}
+        if keep is not None:
+            again = {"start": start_checksum(folder), "fingerprints": prepared.fingerprints()}
+            recorded |= again | {"directory": os.getcwd(), "command": command}
+        write_json(folder / CONFIGURATION_FILE, recorded)
+        return train(Session(configuration, tokenizer, prepared, folder, command), quiet=quiet, started=started)
+
+
+def prepare(
+    configuration: AlignConfiguration, tokenizer: PreTrainedTokenizerFast, tell: Callable[[str], None], **options: Any
+) -> Offline | Online:
+    """Data and models of a configuration; see :meth:`Offline.prepare` and :meth:`Online.prepare`."""
+    kind = Online if configuration.method == "ppo" else Offline
+    return kind.prepare(configuration, tokenizer, tell, **options)
+
+
+def teller(quiet: bool) -> Callable[[str], None]:
+    """What takes sentences for the user."""
 
     def tell(sentence: str) -> None:
         if not quiet:
             print(sentence, file=sys.stderr, flush=True)
 
-    folder = create_run_folder(training.out, name=f"{method}-{Path(configuration.model.model).name}")
-    prepare = Online.prepare if method == "ppo" else Offline.prepare
-    try:
-        prepared: Offline | Online = prepare(configuration, tokenizer, tell, quiet=quiet)
-    except UsageError:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # empty: nothing was done in it
-        raise
-    found = Path(configuration.model.model).expanduser()
-    resolved = str(found.resolve()) if found.exists() else None
-    recorded = configuration.as_dict() | prepared.recorded | {"model_folder": resolved}
-    write_json(folder / CONFIGURATION_FILE, recorded)
+    return tell
+
+
+def train(session: Session, *, quiet: bool, started: float) -> dict[str, Any]:
+    """Go on until the end or a stop, and keep model and summary.
+
+    Args:
+        session: what is trained, and where from.
+        quiet: no progress.
+        started: ``time.time()`` of the process's start.
+
+    Returns:
+        what :func:`align` returns, of the whole run.
+    """
+    configuration, prepared, folder, checkpoint = session.configuration, session.prepared, session.folder, session.checkpoint
+    training, name = configuration.training, Path(configuration.model.model).name
+    before: Mapping[str, Any] = {} if checkpoint is None else checkpoint.state
+    spent = before.get("seconds", {"startup": 0.0, "training": 0.0})
     with StopRequest().listening() as stop, ExitStack() as stack:
-        writer = stack.enter_context(MetricsWriter(folder, tensorboard=training.tensorboard))
-        label = f"{method} {Path(configuration.model.model).name}"
-        progress = stack.enter_context(Progress(label, prepared.prompts, unit="prompts", quiet=quiet))
-        run: Run = prepared.start(folder, writer, progress)
-        startup = time.time() - started
+        writer = stack.enter_context(MetricsWriter(folder, tensorboard=training.tensorboard, resume=before.get("metrics")))
+        for sentence in writer.notices:
+            teller(quiet)(sentence)
+        done = before.get("prompts", 0)
+        progress = Progress(f"{configuration.method} {name}", prepared.prompts, done=done, unit="prompts", quiet=quiet)
+        run: Run = prepared.start(folder, writer, stack.enter_context(progress))
+        if checkpoint is not None:
+            run.restore(checkpoint.arrays, before["run"])
+        startup = spent["startup"] + time.time() - started
         start = time.perf_counter()
+
+        def seconds() -> dict[str, float]:
+            return {"startup": startup, "training": spent["training"] + time.perf_counter() - start}
+
+        at = None if checkpoint is None else checkpoint.step
+        keeper = Keeper(folder, run, writer, training, seconds, kept_at=at)
         try:
+            if checkpoint is None:
+                keeper.keep()
             for _ in run.advance():
                 if stop.signal is not None or run.ended_early is not None:
                     break
+                keeper.keep_if_due()
+            keeper.keep()
+        except RunError as error:
+            if (with_place := keeper.failed(error)) is error:
+                raise
+            raise with_place from error
         finally:
-            seconds = time.perf_counter() - start
+            trained = seconds()["training"]
             run.finish()
             result = {
-                "method": method,
+                "method": configuration.method,
                 "run": str(folder),
                 "model": str(folder / MODEL_FOLDER),
-                **run.result(seconds),
+                **run.result(trained),
                 "peak_mb": peak_megabytes(),
-                "seconds": startup + seconds,
+                "seconds": startup + trained,
                 "startup_seconds": startup,
                 "interrupted": run.unfinished,
                 "ended_early": run.ended_early,
             }
             prepared.likelihood.release()
             card = model_card(
-                method=method,
+                method=configuration.method,
                 base_model=configuration.model.model,
-                command=command or f"surefoot align {method}",
+                command=session.command,
                 data=prepared.description,
                 settings=configuration.as_dict(),
                 metrics={name: result[name] for name in CARD if result.get(name) is not None},
-                chat=tokenizer.chat_template is not None,
+                chat=session.tokenizer.chat_template is not None,
             )
-            save_model(prepared.model, tokenizer, folder / MODEL_FOLDER, card=card)
+            save_model(prepared.model, session.tokenizer, folder / MODEL_FOLDER, card=card)
     write_json(folder / SUMMARY_FILE, result)
     return result
 
@@ -145,3 +252,11 @@ def peak_megabytes() -> float:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _leave(folder: Path) -> None:
+    """Remove what was written before the data or the model turned out to be of no use, and the folder if there is nothing else."""
+    shutil.rmtree(folder / START_FOLDER, ignore_errors=True)
+    with suppress(OSError):
+        (folder / LOCK_FILE).unlink()
+        folder.rmdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 FALLEN = 1.0
 """Nats below the reference at which the chosen answers' likelihood is worth a warning."""
@@ -15,6 +16,14 @@ class ChosenWatch:
     def __init__(self) -> None:
         self._moved: float | None = None
         self._said = False
+
+    def state(self) -> dict[str, Any]:
+        """What it has seen, for a checkpoint."""
+        return {"moved": self._moved, "said": self._said}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Have seen what :meth:`state` says."""
+        self._moved, self._said = state["moved"], state["said"]
 
     def look(self, metrics: Mapping[str, float]) -> str | None:
         """A sentence where the chosen answers' mean log-ratio, smoothed over updates, has fallen too far; once."""

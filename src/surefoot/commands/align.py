@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 from surefoot.alignment.configuration import METHODS, REQUIRED, AlignConfiguration, MethodName, configure
 from surefoot.commands.options import DONE, FAILED, WRONG_INPUT, Output, given, parse_configuration, value_of
 from surefoot.errors import UsageError
+from surefoot.runs.directory import CHECKPOINTS_FOLDER
 
 ANSWERS = "a file of prompts and answers, or a name on the Hugging Face hub"
 DATA = dict.fromkeys(("sft", "reward", "dpo"), ANSWERS) | {"ppo": "a file of prompts, or a name on the Hugging Face hub"}
@@ -31,9 +33,9 @@ def run(arguments: list[str], *, started: float) -> int:
 
     command = shlex.join(["surefoot", "align", *arguments])
     result = align(configuration, quiet=output.quiet, started=started, command=command)
-    _report(result)
+    status = report(result)
     output.give(result)
-    return FAILED if result["interrupted"] else DONE
+    return status
 
 
 def _options(method: MethodName, arguments: list[str]) -> tuple[AlignConfiguration, Output]:
@@ -55,7 +57,8 @@ def _options(method: MethodName, arguments: list[str]) -> tuple[AlignConfigurati
     return parse_configuration(defaults, arguments, program=f"surefoot align {method}", summary=METHODS[method])
 
 
-def _report(result: dict[str, Any]) -> None:
+def report(result: dict[str, Any]) -> int:
+    """Say how a run ended and how to go on with it; returns the exit status."""
     named = (("loss", "final_loss"), ("accuracy", "accuracy"), ("reward", "reward"), ("KL to the reference", "kl_reference"))
     reached = ", ".join(f"{name} {result[key]:.4g}" for name, key in named if result.get(key) is not None)
     rate = result["prompts_per_second"] or 0.0
@@ -64,3 +67,6 @@ def _report(result: dict[str, Any]) -> None:
         f" ({result['startup_seconds']:.1f} s of start-up, then {rate:,.1f} prompts/s); model in {result['model']}",
         file=sys.stderr,
     )
+    if result["interrupted"] and (Path(result["run"]) / CHECKPOINTS_FOLDER).is_dir():
+        print(f"to go on: {shlex.join(['surefoot', 'resume', result['run']])}", file=sys.stderr)
+    return FAILED if result["interrupted"] else DONE

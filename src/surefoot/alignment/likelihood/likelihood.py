@@ -90,6 +90,7 @@ class Likelihood:
         self.plain_head = True
         self.shared = False
         self.work = Work()
+        self._alike: list[Likelihood] = []
         if share_prompts:
             self._share(True)
 
@@ -97,6 +98,7 @@ class Likelihood:
         """The same way of computing, for another model of the same architecture; the work of both is counted together."""
         other = Likelihood(model, share_prompts=self.shared, autocast=self.autocast)
         other.plain_head, other._own_attention, other.work = self.plain_head, self._own_attention, self.work
+        self._alike.append(other)
         return other
 
     @property
@@ -109,6 +111,21 @@ class Likelihood:
         """Whether rotary frequencies are chosen, and kept in the model, by the longest sequence that is computed together."""
         rotary = getattr(self.trunk.config.get_text_config(), "rope_parameters", None) or {}
         return rotary.get("rope_type") in ("longrope", "dynamic")
+
+    def forget_positions(self) -> None:
+        """Let rotary frequencies depend on no batch before the next one, here and in the likelihoods made by :meth:`of`.
+
+        Called before each update, it makes them follow from that update's batch: a run that goes on needs nothing of those before.
+        """
+        for other in self._alike:
+            other.forget_positions()
+        if not self.positions_depend_on_batch:
+            return
+        for module in self.trunk.modules():
+            if hasattr(module, "max_seq_len_cached") and hasattr(module, "original_inv_freq"):
+                first = module.original_inv_freq.to(self.device)
+                module.register_buffer("inv_freq", first.clone(), persistent=False)
+                module.max_seq_len_cached = module.original_max_seq_len
 
     def check(self, groups: Sequence[Group]) -> str | None:
         """Compare with what the model itself computes, and stop sharing prompts where that differs.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from surefoot.alignment.data.prompts import Prompt
 from surefoot.alignment.data.tokenization.decoding import answer_texts
+from surefoot.alignment.nonfinite import NotFinite
 from surefoot.alignment.rewards.importing import described, import_function
 from surefoot.alignment.rewards.source import SHOWN_CHARACTERS, shown, shown_prompt
 from surefoot.errors import RunError, UsageError, require
@@ -77,6 +80,7 @@ class FunctionReward:
 
         Raises:
             UsageError: :meth:`check` was not called before, and finds something.
+            NotFinite: a number is not finite.
             RunError: the function raises, or returns anything else.
         """
         if self._columns is None:
@@ -97,6 +101,13 @@ class FunctionReward:
                 f" {described(narrower, self._file)}"
             ) from narrower
         return self._numbers(returned, of, texts)
+
+    def fingerprint(self) -> str:
+        """Of the file that the function is in; what it imports or asks is not seen."""
+        try:
+            return hashlib.sha256(b"" if self._file is None else Path(self._file).read_bytes()).hexdigest()
+        except OSError:
+            return ""
 
     def _call(self, prompts: Sequence[Prompt], texts: Sequence[str], about: Mapping[str, Sequence[Any]]) -> Any:
         given = [
@@ -141,7 +152,8 @@ class FunctionReward:
         for i, value in enumerate(values):
             number = _finite(value)
             if number is None:
-                raise RunError(
+                kind = NotFinite if isinstance(value, float) else RunError
+                raise kind(
                     f"the reward function {self.name} returned {_printed(value)} for {shown_prompt(prompts[i])}, answer"
                     f" {shown(texts[i])}; a reward is a finite number"
                 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -19,6 +21,8 @@ from surefoot.alignment.data.tokenization.templates import ChatTemplate
 from surefoot.alignment.data.tokenization.tokens import tokenise
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.likelihood.packing import Group
+from surefoot.alignment.models.fingerprint import weights_fingerprint
+from surefoot.alignment.nonfinite import NotFinite
 from surefoot.alignment.preparation import check_length
 from surefoot.alignment.rewards.source import shown_prompt
 from surefoot.errors import RunError, UsageError
@@ -97,7 +101,8 @@ class ModelReward:
 
         Raises:
             UsageError: :meth:`check` was not called before, and finds something.
-            RunError: a score is not finite, or an answer goes beyond the model's positions.
+            NotFinite: a score is not finite.
+            RunError: an answer goes beyond the model's positions.
         """
         if not self._longest:
             self.check(prompts, longest_answer=max(len(ids) for own in answers for ids in own))
@@ -115,8 +120,13 @@ class ModelReward:
         if not np.isfinite(scores).all():
             first = int(np.flatnonzero(~np.isfinite(scores))[0])
             prompt = prompts[int(np.searchsorted(counts, first, side="right"))]
-            raise RunError(f"the reward model {self.name} gives {scores[first]} for an answer to {shown_prompt(prompt)}")
+            raise NotFinite(f"the reward model {self.name} gives {scores[first]} for an answer to {shown_prompt(prompt)}")
         return scores
+
+    def fingerprint(self) -> str:
+        """Of the weights, and of the tokenizer that answers are read with."""
+        reading = [weights_fingerprint(self.likelihood.model), content_of(self.tokenizer), self.tokenizer.chat_template]
+        return hashlib.sha256(json.dumps(reading, sort_keys=True, default=str).encode()).hexdigest()
 
     def _as_sampled(self, prompt: Prompt) -> bool:
         return self.same_tokens and (self.same_template or isinstance(prompt.text, str))

@@ -15,7 +15,7 @@ SHOWN_CHARACTERS = 60
 
 
 class RewardSource(Protocol):
-    """Scores answers to prompts."""
+    """Scores answers to prompts. What it changes in itself is no part of a run's state."""
 
     name: str
     """As the user gave it, for logs."""
@@ -45,8 +45,13 @@ class RewardSource(Protocol):
             finished: whether each of the N = B·K answers ended by itself rather than at the limit.
 
         Raises:
-            RunError: a reward cannot be had or is not finite; the sentence names the prompt.
+            NotFinite: a reward is not finite; the sentence names the prompt, as do all.
+            RunError: a reward cannot be had.
         """
+        ...
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what the rewards depend on, as far as it can be seen, in hexadecimal."""
         ...
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from surefoot.alignment.likelihood.distribution import AnswerDistribution
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.methods.method import Sums, add_sums
 from surefoot.alignment.models.adapters import trainable_parameters
+from surefoot.alignment.nonfinite import NotFinite, refuse_too_many
 from surefoot.alignment.optimization import NamedParameters, descend, learning_rate_at, make_optimizer
 from surefoot.alignment.reference import LiveReference
 from surefoot.alignment.rewards.source import RewardSource
@@ -31,6 +33,7 @@ from surefoot.alignment.rlhf.experience import Answered, Experience, places, sid
 from surefoot.alignment.rlhf.objective import Share, accumulate_gradients
 from surefoot.alignment.rlhf.weighing import RewardScale, Weighed, token_rewards, weigh
 from surefoot.alignment.sampling.sampler import Sampler
+from surefoot.alignment.state import Arrays, Saved, State, learn_again, learned, numbers_of, set_numbers
 from surefoot.equations import adapt_kl_coefficient_proportionally, masked_mean
 from surefoot.errors import RunError
 
@@ -42,6 +45,9 @@ LARGEST_DISAGREEMENT = 0.3
 """Beyond it no precision explains that sampling and scoring differ."""
 SAMPLING, ORDER = 1, 2
 """Which stream of random numbers."""
+NUMBERS = ("iterations", "beta", "ratio_error", "skipped", "skipped_in_row")
+"""What a checkpoint keeps as it stands."""
+CRITIC = "critic/"
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,11 @@ class PolicyOptimization:
     """How far from 1 the first batch's ratios were, before any step."""
     work: dict[str, Work] = field(default_factory=dict)
     """Of the last iteration: sampling, scoring, update."""
+    skipped: int = 0
+    """Steps, and iterations, that were left out, since a number was not finite."""
+    skipped_in_row: int = 0
+    between_updates: bool = True
+    """Whether the state is that after a whole number of iterations; whoever reports the last one says so."""
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -117,8 +128,9 @@ class PolicyOptimization:
             means over the iteration, by name.
 
         Raises:
-            RunError: a reward or a gradient cannot be used, or sampling and scoring disagree; the policy is as it was before
-                the step that was not taken.
+            NotFinite: a reward is not finite, or a gradient, where such steps are not left out.
+            RunError: a reward cannot be had, or sampling and scoring disagree. The policy is as it was before the step that was not
+                taken.
         """
         experience = self.experience(prompts)
         with self._phase("update"):
@@ -138,6 +150,7 @@ class PolicyOptimization:
             beta = torch.as_tensor(self.beta, dtype=torch.float64)
             kl64, horizon = kl.double().cpu(), self.settings.kl_horizon
             self.beta = float(adapt_kl_coefficient_proportionally(beta, kl=kl64, target=target, answers=count, horizon=horizon))
+        self.between_updates = False
         self.iterations += 1
         self.last = experience
         return metrics
@@ -160,12 +173,15 @@ class PolicyOptimization:
             Answered(prompt, tuple(samples.answers[i * each : (i + 1) * each]), i * each) for i, prompt in enumerate(prompts)
         ]
         with self._phase("scoring"):
-            rewards = self.reward.rewards(prompts, [one.answers for one in batch], samples.finished)
+            try:
+                rewards = self.reward.rewards(prompts, [one.answers for one in batch], samples.finished)
+            except NotFinite as found:
+                raise self._named(found, prompts) from found
             old = side_by_side(samples.log_probabilities, device)
             values = None if self.critic is None else torch.zeros_like(old)
             experience = Experience(batch, samples.finished, rewards, old, torch.zeros_like(old), values)
             list(self._halves.map(lambda part: self._measure(part, experience), batch))
-            if self.iterations == 0:
+            if self.ratio_error is None:
                 self._check_ratio(experience)
             if self._scores_again:
                 list(self._halves.map(lambda part: self._score_again(part, experience), batch))
@@ -245,11 +261,17 @@ class PolicyOptimization:
                 self._forget_gradients()
                 break
             limit = training.max_gradient_norm
-            norms.append(descend(self._optimizer, self._parameters, learning_rate=learning_rate, max_gradient_norm=limit))
-            if self._critic_optimizer is not None:
-                rate = learning_rate * faster
-                step = descend(self._critic_optimizer, self._critic_parameters, learning_rate=rate, max_gradient_norm=limit)
-                critic_norms.append(step)
+            try:
+                norms.append(descend(self._optimizer, self._parameters, learning_rate=learning_rate, max_gradient_norm=limit))
+                self.between_updates = False
+                if self._critic_optimizer is not None:
+                    rate = learning_rate * faster
+                    step = descend(self._critic_optimizer, self._critic_parameters, learning_rate=rate, max_gradient_norm=limit)
+                    critic_norms.append(step)
+                self.skipped_in_row = 0
+            except NotFinite as found:
+                self._forget_gradients()
+                self.leave_out(self._named(found, [one.prompt for one in minibatch]))
         metrics = {name: float(total) / count for name, (total, count) in sums.items()}
         metrics |= {"ratio/lowest": lowest, "ratio/highest": highest, "steps": len(norms), "learning_rate": learning_rate}
         if norms:
@@ -263,6 +285,52 @@ class PolicyOptimization:
             for chosen in np.array_split(order.permutation(len(batch)), self.settings.minibatches):
                 if len(chosen):
                     yield [batch[i] for i in chosen]
+
+    def _named(self, found: NotFinite, prompts: Sequence[Prompt]) -> NotFinite:
+        rows = ", ".join(str(prompt.number) for prompt in prompts[:5]) + (", …" if len(prompts) > 5 else "")
+        return NotFinite(f"iteration {self.iterations + 1}, on the prompts of rows {rows}: {found}")
+
+    def leave_out(self, found: NotFinite) -> None:
+        """Take no step, where that was asked for, and say so the first time.
+
+        Raises:
+            NotFinite: it was not asked for.
+            RunError: nothing else has happened for too long.
+        """
+        if self.training.on_nonfinite == "stop":
+            raise found
+        self.skipped_in_row += 1
+        refuse_too_many(self.skipped_in_row, found)
+        self.skipped += 1
+        if self.skipped == 1:
+            self.say(f"left out: {found}; the metric skipped counts such steps")
+
+    def state(self) -> tuple[Arrays, State]:
+        """What a checkpoint holds. What is sampled follows from the seed and the number of the iteration."""
+        state = numbers_of(self, NUMBERS) | {
+            "scores_again": self._scores_again,
+            "reward_scale": self.reward_scale,
+            "sampler": self.sampler.state(),
+        }
+        if not self.iterations and self.between_updates:
+            return {}, state  # parameters are as they were at the start
+        arrays = learned(self._parameters, self._optimizer)
+        if self._critic_optimizer is not None:
+            arrays |= learned(self._critic_parameters, self._critic_optimizer, of=CRITIC)
+        return arrays, state
+
+    def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
+        """Be where :meth:`state` was taken."""
+        set_numbers(self, NUMBERS, state)
+        scale = state["reward_scale"]
+        self._scores_again, self.reward_scale = state["scores_again"], None if scale is None else RewardScale(*scale)
+        self.sampler.restore(state["sampler"])
+        saved = Saved(arrays)
+        if self.iterations:
+            learn_again(self._parameters, self._optimizer, saved)
+            if self._critic_optimizer is not None:
+                learn_again(self._critic_parameters, self._critic_optimizer, saved, of=CRITIC)
+        saved.all_used()
 
     def _forget_gradients(self) -> None:
         self._optimizer.zero_grad()

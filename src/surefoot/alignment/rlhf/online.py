@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from surefoot.alignment.configuration import AlignConfiguration
+from surefoot.alignment.data.fingerprint import prompts_fingerprint
 from surefoot.alignment.data.prompts import LoadedPrompts, Prompt, load_prompts, longest_groups
 from surefoot.alignment.halves import can_be_computed_at_once
 from surefoot.alignment.likelihood.likelihood import Likelihood
@@ -22,13 +24,16 @@ from surefoot.alignment.models.adapters import add_adapter
 from surefoot.alignment.models.counting import matrix_rate
 from surefoot.alignment.models.loading import load_policy, load_reward_model
 from surefoot.alignment.models.precision import autocast_dtype, device_of
-from surefoot.alignment.preparation import check_length, live_reference, reference_fingerprint
+from surefoot.alignment.nonfinite import NotFinite
+from surefoot.alignment.preparation import Keep, check_length, live_reference, reference_fingerprint
+from surefoot.alignment.randomness import data_order, drawing_anew
 from surefoot.alignment.rewards.model import ModelReward
 from surefoot.alignment.rewards.opening import open_reward
 from surefoot.alignment.rewards.source import RewardSource
 from surefoot.alignment.rlhf.configuration import PPOConfiguration
 from surefoot.alignment.rlhf.critic import Critic
 from surefoot.alignment.rlhf.learner import Metrics, PolicyOptimization
+from surefoot.alignment.state import Arrays, State, numbers_of, set_numbers
 from surefoot.errors import RunError, UsageError
 from surefoot.runs.metrics import MetricsWriter
 from surefoot.runs.progress import Progress
@@ -36,8 +41,8 @@ from surefoot.runs.progress import Progress
 SAMPLES_FILE = "samples.jsonl"
 SHOWN = 4
 """Prompts whose answers an entry of samples.jsonl holds."""
-ORDER = 3
-"""Stream of random numbers of the prompts' order; the learner has 1 and 2."""
+NUMBERS = ("asked", "tokens", "seconds", "operations", "ended_early", "reached", "first")
+"""What a checkpoint keeps of a run as it stands."""
 
 Tell = Callable[[str], None]
 
@@ -57,8 +62,15 @@ class Online:
     tell: Tell
 
     @staticmethod
-    def prepare(configuration: AlignConfiguration, tokenizer: PreTrainedTokenizerFast, tell: Tell, *, quiet: bool) -> Online:
-        """Read the prompts, then load the models, of which there are up to four."""
+    def prepare(
+        configuration: AlignConfiguration,
+        tokenizer: PreTrainedTokenizerFast,
+        tell: Tell,
+        *,
+        quiet: bool,
+        keep: Keep | None = None,
+    ) -> Online:
+        """Read the prompts, then load the models, of which there are up to four; ``keep`` is given the policy as it was loaded."""
         settings = ppo_settings(configuration)
         if tokenizer.eos_token_id is None:
             raise UsageError(
@@ -75,6 +87,8 @@ class Online:
         for sentence in reward.notices:
             tell(sentence)
         model = load_policy(configuration.model, tokenizer, notify=tell)
+        if keep is not None:
+            keep(model)
         if configuration.adapter.lora_rank:
             model = add_adapter(model, configuration.adapter, seed=configuration.training.seed)
         likelihood = Likelihood(model, share_prompts=share, autocast=autocast)
@@ -97,6 +111,10 @@ class Online:
     def recorded(self) -> dict[str, Any]:
         """What config.json says beside the settings."""
         return {"comparison": None, "reference_fingerprint": self.reference_fingerprint, "reward_source": self.reward.name}
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of what is read again when the run goes on, by the option that names it."""
+        return {"--data": prompts_fingerprint(self.data.prompts), "--reward": self.reward.fingerprint()}
 
     @property
     def description(self) -> dict[str, Any]:
@@ -198,7 +216,8 @@ class OnlineRun:
     def __post_init__(self) -> None:
         configuration, likelihood = self.prepared.configuration, self.prepared.likelihood
         training = configuration.training
-        self.total = training.epochs * -(-len(self.prepared.data.prompts) // training.batch_size)
+        self.per_epoch = -(-len(self.prepared.data.prompts) // training.batch_size)
+        self.total = training.epochs * self.per_epoch
         self.learner = PolicyOptimization(
             actor=likelihood,
             reward=self.prepared.reward,
@@ -213,25 +232,46 @@ class OnlineRun:
         )
         dtype = autocast_dtype(configuration.model) or likelihood.head.weight.dtype
         self.matrix_rate = matrix_rate(likelihood.device, 0.1, dtype=dtype)
-        self.began = time.perf_counter()
+        self.began, self.before = time.perf_counter(), 0
 
     def advance(self) -> Iterator[None]:
         """One iteration at a time."""
+        if self.ended_early is not None:
+            return
         for prompts in self._batches():
+            self._forget_positions()
             self._iterate(prompts)
+            self.learner.between_updates = True
             yield
 
     def _batches(self) -> Iterator[list[Prompt]]:
-        """Every epoch all prompts in a new order."""
+        """From the next iteration on: every epoch all prompts in a new order."""
         training, prompts = self.prepared.configuration.training, self.prepared.data.prompts
-        for epoch in range(training.epochs):
-            order = np.random.default_rng([training.seed, ORDER, epoch]).permutation(len(prompts))
-            for begin in range(0, len(order), training.batch_size):
-                yield [prompts[i] for i in order[begin : begin + training.batch_size]]
+        size, order = training.batch_size, None
+        for number in range(self.learner.iterations, self.total):
+            epoch, within = divmod(number, self.per_epoch)
+            if order is None or within == 0:
+                order = data_order(training.seed, epoch, len(prompts))
+            yield [prompts[i] for i in order[within * size : (within + 1) * size]]
+
+    def _forget_positions(self) -> None:
+        """Of every model that is computed: an iteration depends on none before it."""
+        prepared = self.prepared
+        prepared.likelihood.forget_positions()
+        if prepared.critic is not None and prepared.critic.likelihood is not None:
+            prepared.critic.likelihood.forget_positions()
+        if isinstance(prepared.reward, ModelReward):
+            prepared.reward.likelihood.forget_positions()
 
     def _iterate(self, prompts: list[Prompt]) -> None:
         learner, settings = self.learner, self.learner.settings
-        metrics = learner.iterate(prompts)
+        try:
+            with drawing_anew(learner.training.seed, learner.iterations, learner.actor.device):
+                metrics = learner.iterate(prompts)
+        except NotFinite as found:  # a reward; of gradients the learner leaves out single steps
+            learner.leave_out(found)
+            self._report_left_out(prompts)
+            return
         experience = learner.last
         assert experience is not None
         answered = int(experience.lengths.sum())
@@ -253,6 +293,8 @@ class OnlineRun:
             **speeds,
             "speed/utilization": update.operations / update.seconds / self.matrix_rate,
         }
+        if learner.training.on_nonfinite == "skip":
+            report["skipped"] = learner.skipped
         self.writer.write(self.asked, report)
         every = settings.samples_every
         if every and (learner.iterations % every == 1 % every or learner.iterations == self.total):
@@ -265,7 +307,18 @@ class OnlineRun:
             )
             self.progress.say(self.ended_early)
         shown = f"reward {metrics['reward']:.3f}  KL {kl:.2f}"
-        self.progress.update(self.asked, rate=self.asked / (time.perf_counter() - self.began), reached=shown)
+        rate = (self.asked - self.before) / (time.perf_counter() - self.began)
+        self.progress.update(self.asked, rate=rate, reached=shown)
+
+    def _report_left_out(self, prompts: list[Prompt]) -> None:
+        """An iteration without an update counts, so that others follow."""
+        learner = self.learner
+        learner.between_updates = False
+        learner.iterations += 1
+        self.asked += len(prompts)
+        epoch = self.asked / len(self.prepared.data.prompts)
+        report = {"iteration": learner.iterations, "prompts": self.asked, "epoch": epoch, "skipped": learner.skipped}
+        self.writer.write(self.asked, report)
 
     def _write_samples(self) -> None:
         """Some answers of this iteration, as a reader sees them."""
@@ -297,6 +350,51 @@ class OnlineRun:
         self.learner.close()
         if self.prepared.critic is not None and self.prepared.critic.likelihood is not None:
             self.prepared.critic.likelihood.release()
+
+    @property
+    def prompts(self) -> int:
+        """Asked so far."""
+        return self.asked
+
+    @property
+    def step(self) -> int:
+        """Iterations so far."""
+        return self.learner.iterations
+
+    @property
+    def between_updates(self) -> bool:
+        """Whether the state is that after a whole number of iterations, with their reports."""
+        return self.learner.between_updates
+
+    @property
+    def at_its_best(self) -> bool:
+        """Nobody keeps count."""
+        return False
+
+    def state(self) -> tuple[Arrays, State]:
+        """What a checkpoint holds. The prompts' order, sampling and dropout follow from the seed and the number of the iteration."""
+        arrays, of_learner = self.learner.state()
+        return arrays, numbers_of(self, NUMBERS) | {"learner": of_learner, "samples": self._length_of_samples()}
+
+    def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
+        """Be where :meth:`state` was taken; of the sample answers, those that came later are cut off."""
+        set_numbers(self, NUMBERS, state)
+        self.before = self.asked
+        self.learner.restore(arrays, state["learner"])
+        length = self._length_of_samples()
+        if length > state["samples"]:
+            os.truncate(self.folder / SAMPLES_FILE, state["samples"])
+        elif length < state["samples"]:
+            self.progress.say(f"{self.folder / SAMPLES_FILE} is shorter than it was: entries are missing from it")
+
+    def _length_of_samples(self) -> int:
+        """Bytes, which are brought to the disk."""
+        try:
+            with open(self.folder / SAMPLES_FILE, "rb") as file:
+                os.fsync(file.fileno())
+                return os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
+            return 0
 
     @property
     def unfinished(self) -> bool:

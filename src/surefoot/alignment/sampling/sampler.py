@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from surefoot.alignment.sampling.keys_and_values import without_holes
 from surefoot.alignment.sampling.products import linear_layers_laid_out
 from surefoot.errors import RunError, require
 
+WAYS: tuple[Any, ...] = (SharedPrompts, OwnCache, WholeSequences)
 DROP = 8
 """Finished answers are dropped when they are at least one in so many; moving the others costs little, but not nothing."""
 TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-3}
@@ -85,6 +86,16 @@ class Sampler:
             self._way = OwnCache
             kind = likelihood.trunk.config.model_type
             self.notice = f"answers are sampled with {kind}'s own cache, and a copy of the prompt for each, which is slower"
+
+    def state(self) -> dict[str, Any]:
+        """Which way is taken, and how far it is known to be right: all that the next answers depend on beside model and noise."""
+        return {"way": self._way.__name__, "verified": list(self._verified), "notice": self.notice}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state` was taken."""
+        self._way = {way.__name__: way for way in WAYS}[state["way"]]
+        length, uneven = state["verified"]
+        self._verified, self.notice = (length, uneven), state["notice"]
 
     def sample(self, prompts: Sequence[np.ndarray], *, answers: int, noise: Float[np.ndarray, "N T"]) -> Samples:
         """K answers to each of B prompts.

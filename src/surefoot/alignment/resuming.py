@@ -1,0 +1,171 @@
+"""``surefoot resume`` for runs of alignment: from a checkpoint to the end, as if the run had never stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from surefoot.alignment.configuration import AlignConfiguration
+from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
+from surefoot.alignment.keeping import computed_with
+from surefoot.alignment.rlhf.configuration import PPOConfiguration
+from surefoot.alignment.start import call_by_name, verified_start
+from surefoot.alignment.training import Session, prepare, teller, train
+from surefoot.errors import UsageError, require
+from surefoot.runs.checkpoints import Checkpoint, Checkpoints
+from surefoot.runs.directory import CONFIGURATION_FILE, SUMMARY_FILE, read_json, write_json
+from surefoot.runs.libraries import changed_versions
+from surefoot.runs.lock import RunLock
+
+ABOUT = ("comparison", "reference_fingerprint", "model_folder", "reward_source")
+"""What config.json says of every run beside its settings; the second is there where a policy is compared with a reference."""
+TO_GO_ON = ("start", "fingerprints", "directory", "command")
+"""What it says of a run with checkpoints."""
+
+
+def resume_alignment(run: Path, *, epochs: int | None, exact: bool, quiet: bool, started: float) -> dict[str, Any]:
+    """Go on with a run of ``surefoot align`` from its last whole checkpoint, to its end.
+
+    The model that the run began with comes from the run's own folder, never from where it was first found; data and reward are read
+    again, and must be what they were. On the same machine, with the same libraries and as many threads, what comes out has the bits of
+    a run that was never stopped.
+
+    Args:
+        run: its folder.
+        epochs: raise the passes over the data to so many; None leaves them.
+        exact: take no checkpoint that is marked inexact; of alignment all in ``checkpoints`` are exact.
+        quiet: no progress.
+        started: ``time.time()`` of the process's start.
+
+    Returns:
+        what :func:`surefoot.alignment.training.align` returns, of the whole run.
+
+    Raises:
+        UsageError: the run is finished, in use, or has no whole checkpoint; its settings, its start, the data or the reward model are not
+            what they were; or there are fewer epochs than before.
+        RunError: as while training.
+    """
+    tell = teller(quiet)
+    recorded = read_json(run / CONFIGURATION_FILE)
+    settings = {name: value for name, value in recorded.items() if name not in (*ABOUT, *TO_GO_ON)}
+    try:
+        configuration = AlignConfiguration.from_dict(settings)
+    except UsageError as error:
+        raise UsageError(
+            f"{run / CONFIGURATION_FILE} cannot be used: {error}; it was altered, or is of another version"
+        ) from error
+    require(
+        configuration.training.checkpoint_every is not None,
+        f"{run} has no checkpoint to go on from: it was trained without --checkpoint-every",
+    )
+    missing = [name for name in TO_GO_ON if name not in recorded]
+    require(not missing, f"{run / CONFIGURATION_FILE} does not say {', '.join(missing)}; it was altered")
+    with RunLock(run):
+        longer = _with_epochs(configuration, epochs)
+        _refuse_finished(run, longer=longer != configuration)
+        checkpoints = Checkpoints(run, keep=configuration.training.keep_checkpoints)
+        checkpoint, passed_over = checkpoints.latest(exact=exact)
+        for sentence in passed_over:
+            tell(sentence)
+        step = "iteration" if configuration.method == "ppo" else "update"
+        tell(
+            f"going on from the checkpoint at {step} {checkpoint.step:,}, which is {'exact' if checkpoint.exact else 'not exact'}"
+        )
+        if longer != configuration:
+            tell(_about_more_epochs(longer))
+        session = _session(longer, recorded, run, checkpoint, tell, quiet=quiet)
+        if changed := changed_versions(checkpoint.state.get("computed_with", {}), computed_with()):
+            tell(f"other than when the checkpoint was written: {changed}; numbers may be rounded otherwise from here on")
+        # From here on the folder changes.
+        checkpoints.forget_after(checkpoint.step)
+        (run / SUMMARY_FILE).unlink(missing_ok=True)
+        write_json(run / CONFIGURATION_FILE, recorded | longer.as_dict())
+        return train(session, quiet=quiet, started=started)
+
+
+def _session(
+    configuration: AlignConfiguration,
+    recorded: Mapping[str, Any],
+    run: Path,
+    checkpoint: Checkpoint,
+    tell: Callable[[str], None],
+    *,
+    quiet: bool,
+) -> Session:
+    """Data and models as they were, or a sentence on what is not."""
+    start = verified_start(run, recorded["start"])
+    own = replace(configuration.model, model=str(start))
+    tokenizer = load_tokenizer(str(start), trust_remote_code=own.trust_remote_code)
+    found = _paths_from(replace(configuration, model=own), recorded["directory"])
+    prepared = prepare(found, tokenizer, tell, quiet=quiet)
+    call_by_name(prepared.model, configuration.model.model)
+    _compare(prepared.fingerprints(), recorded["fingerprints"], configuration, tell)
+    return Session(configuration, tokenizer, prepared, run, recorded["command"], checkpoint)
+
+
+def _with_epochs(configuration: AlignConfiguration, epochs: int | None) -> AlignConfiguration:
+    before = configuration.training.epochs
+    if epochs is None:
+        return configuration
+    require(epochs >= before, f"--epochs may be raised from {before}, but is {epochs}")
+    return replace(configuration, training=replace(configuration.training, epochs=epochs))
+
+
+def _about_more_epochs(configuration: AlignConfiguration) -> str:
+    training = configuration.training
+    if training.learning_rate_schedule == "constant" and training.warmup == 0:
+        return f"{training.epochs} epochs: the step size does not depend on how many there are, so this is the run of so many"
+    return (
+        f"{training.epochs} epochs: the step size, {training.learning_rate_schedule} with a warm-up of {training.warmup:g}, depends"
+        " on how many there are, and follows the longer schedule from here; the result is not that of so many epochs from the start"
+    )
+
+
+def _refuse_finished(run: Path, *, longer: bool) -> None:
+    """Raise where there is nothing left to do."""
+    if not (run / SUMMARY_FILE).exists():
+        return
+    summary = read_json(run / SUMMARY_FILE)
+    if (ended := summary.get("ended_early")) is not None:
+        raise UsageError(f"{run} is finished: it {ended}")
+    require(
+        summary.get("interrupted") is True or longer,
+        f"{run} is finished; --epochs goes on with more passes over the data than it had",
+    )
+
+
+def _compare(
+    now: Mapping[str, str], before: Mapping[str, str], configuration: AlignConfiguration, tell: Callable[[str], None]
+) -> None:
+    """Refuse other data and another reward model; a function may have been mended, which is said."""
+    for option in before.keys() | now.keys():
+        if now.get(option) == before.get(option):
+            continue
+        value = configuration.as_dict()[option.removeprefix("--").replace("-", "_")]
+        if isinstance(configuration.objective, PPOConfiguration) and option == "--reward" and ":" in value:
+            tell(
+                f"--reward {value} is another file than when the run began: from here on this is another run than it would have been"
+            )
+            continue
+        raise UsageError(f"{option} {value} is not what the run began with; put that back, or begin a new run")
+
+
+def _paths_from(configuration: AlignConfiguration, directory: Any) -> AlignConfiguration:
+    """Relative paths as the process found them that began the run, where there is nothing of that name from here."""
+
+    def found(name: Any) -> Any:
+        if not isinstance(name, str) or not isinstance(directory, str):
+            return name
+        path, colon, rest = name.rpartition(":")
+        path, rest = (path, colon + rest) if colon and not Path(name).exists() else (name, "")
+        there = Path(directory, path)
+        return name if Path(path).expanduser().exists() or not there.exists() else f"{there}{rest}"
+
+    changes = {}
+    for part, names in (("data", ("data",)), ("training", ("eval_data",)), ("objective", ("reward", "reference_cache"))):
+        value: Any = getattr(configuration, part)
+        there = {field.name for field in fields(value)} if value is not None else set()
+        changes[part] = value if value is None else replace(value, **{n: found(getattr(value, n)) for n in names if n in there})
+    return replace(configuration, **changes)
