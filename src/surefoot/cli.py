@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from surefoot.commands import align, demo, evaluate, frontier, generate, gradients, inspect, task, train
+from surefoot.commands import align, demo, evaluate, frontier, generate, gradients, inspect, resume, task, train
 from surefoot.commands.options import DONE, FAILED, WRONG_INPUT, hyphenated
 from surefoot.errors import RunError, UsageError
 
@@ -24,6 +24,7 @@ commands:
   train ALGORITHM --env ID   train a policy in a Gymnasium environment
   align METHOD --model MODEL --data DATA
                              train a language model: sft, reward, dpo, ppo
+  resume RUN                 go on with a run that was stopped (--checkpoint-every)
   evaluate RUN               run a trained policy for whole episodes, or score held-out preferences
   inspect DATA --model MODEL show prompts or preference data token by token
   generate MODEL --data DATA sample answers to prompts, for reading
@@ -89,6 +90,8 @@ def _dispatch(arguments: list[str]) -> int:
         return train.run(rest, started=STARTED)
     if command == "align":
         return align.run(rest, started=STARTED)
+    if command == "resume":
+        return resume.run(rest, started=STARTED)
     if command == "inspect":
         return inspect.run(rest)
     if command == "generate":
@@ -104,5 +107,6 @@ def _dispatch(arguments: list[str]) -> int:
     if command == "demo":
         return demo.run(rest, started=STARTED)
     raise UsageError(
-        f"there is no command {command!r}; there are train, align, evaluate, inspect, generate, task, gradients, frontier and demo"
+        f"there is no command {command!r}; "
+        "there are train, align, resume, evaluate, inspect, generate, task, gradients, frontier and demo"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import Any
 
@@ -36,7 +37,7 @@ def run(arguments: list[str], *, started: float) -> int:
     from surefoot.control.training import train
 
     result = train(configuration, quiet=output.quiet, started=started)
-    status = _report_training(result)
+    status = report(result)
     output.give(result)
     return status
 
@@ -62,7 +63,8 @@ def _tell_preset(algorithm: Algorithm, configuration: TrainConfiguration) -> Non
     print(f"preset for {env}: {'; '.join(parts)}", file=sys.stderr)
 
 
-def _report_training(result: dict[str, Any]) -> int:
+def report(result: dict[str, Any]) -> int:
+    """Say how a run ended and how to go on with it; returns the exit status."""
     reached = "no episode finished" if result["mean_return"] is None else f"mean return {result['mean_return']:.1f}"
     episodes = f"{reached} over the last training episodes"
     if result["backend"] == "recorded":
@@ -78,6 +80,12 @@ def _report_training(result: dict[str, Any]) -> int:
         print(
             f"{summary['seeds']} seeds: interquartile mean {summary['interquartile_mean']:.1f},"
             f" 95 % interval {summary['low']:.1f} … {summary['high']:.1f}",
+            file=sys.stderr,
+        )
+    if result["interrupted"] and (last := result["checkpoint"]) is not None:
+        kept = "exact" if last["exact"] else "inexact: its environments begin afresh; --exact takes the last one that is"
+        print(
+            f"to go on from step {last['step']:,} ({kept}): {shlex.join(['surefoot', 'resume', result['run']])}",
             file=sys.stderr,
         )
     return FAILED if result["interrupted"] else DONE

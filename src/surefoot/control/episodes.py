@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 
 import numpy as np
+
+from surefoot.errors import UsageError
 
 RECENT_EPISODES = 100
 
@@ -20,6 +23,26 @@ class EpisodeTracker:
     def mean_return(self) -> float | None:
         """Over the last 100 finished episodes; None before the first."""
         return float(np.mean(self.recent)) if self.recent else None
+
+    def cut(self) -> None:
+        """Forget the episodes that are going on: they do not finish."""
+        self._returns[:], self._lengths[:] = 0, 0
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What it knows, by names."""
+        return {"returns": self._returns.copy(), "lengths": self._lengths.copy(), "recent": np.asarray(self.recent, np.float64)}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over what another knew.
+
+        Raises:
+            UsageError: it was of another number of environments.
+        """
+        returns, lengths, recent = (np.asarray(state.get(name)) for name in ("returns", "lengths", "recent"))
+        if not _like(returns, self._returns) or not _like(lengths, self._lengths) or recent.ndim != 1:
+            raise UsageError("the checkpoint does not fit this run: the episodes of other environments were going on")
+        self._returns, self._lengths = returns.copy(), lengths.copy()
+        self.recent = deque(recent.tolist(), maxlen=RECENT_EPISODES)
 
     def take(self, rewards: np.ndarray, ended: np.ndarray, valid: np.ndarray) -> dict[str, float | None]:
         """Take in a rollout, each array of shape (T, N); returns the metrics of the episodes that it finished."""
@@ -48,3 +71,7 @@ class EpisodeTracker:
             "episode/finished": float(len(done)),
             "episode/return_mean_recent": self.mean_return,
         }
+
+
+def _like(array: np.ndarray, other: np.ndarray) -> bool:
+    return (array.shape, array.dtype) == (other.shape, other.dtype)

@@ -75,7 +75,7 @@ class Checkpoints:
             RunError: the disk is full or the folder cannot be written; the checkpoints before are whole.
         """
         place, aside = self.folder / str(checkpoint.step), self.folder / f".{checkpoint.step}.writing"
-        arrays = save({name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()})
+        arrays = save({name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()})
         state = json.dumps(dict(checkpoint.state)).encode()
         manifest = {
             "format": FORMAT,

@@ -87,7 +87,9 @@ def create_run_folder(folder: str | None, *, name: str) -> Path:
         raise UsageError(f"{configuration} is not a run's, and would be overwritten; choose another --out")
     traces = (METRICS_FILE, POLICY_FOLDER, MODEL_FOLDER, CHECKPOINTS_FOLDER, SUMMARY_FILE, f"seed-*/{METRICS_FILE}")
     if any(True for trace in traces for _ in path.glob(trace)):
-        raise UsageError(f"{path} already holds a run; choose another --out, delete that folder, or go on with it: surefoot resume {path}")
+        raise UsageError(
+            f"{path} already holds a run; choose another --out, delete that folder, or go on with it: surefoot resume {path}"
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -76,4 +76,6 @@ def _wanted(kind: Any) -> str:
         return "one of " + ", ".join(repr(choice) for choice in get_args(kind))
     if get_origin(kind) is tuple:
         return f"a list, each of it {_wanted(get_args(kind)[0])},"
-    return {int: "a whole number", float: "a finite number", bool: "true or false", str: "a printable text", NoneType: "null"}[kind]
+    return {int: "a whole number", float: "a finite number", bool: "true or false", str: "a printable text", NoneType: "null"}[
+        kind
+    ]

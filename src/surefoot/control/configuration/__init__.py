@@ -5,7 +5,8 @@ time.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from surefoot.control.configuration.choices import (
@@ -27,6 +28,7 @@ from surefoot.control.configuration.run import (
 )
 from surefoot.equations.weights import WEIGHT_NEEDS
 from surefoot.errors import UsageError
+from surefoot.runs.settings import part_from, refuse_unknown
 
 __all__ = [
     "FROM_DATA",
@@ -136,6 +138,17 @@ class TrainConfiguration:
         together = self.rollouts_per_report
         return math.ceil(self.run.total_steps / (self.slots * together)) * together
 
+    @property
+    def restart_grid(self) -> int:
+        """Iterations from one beginning of environments whose state cannot be saved to the next; 0 for never again."""
+        together = self.rollouts_per_report
+        return math.ceil(self.run.restart_every / (self.slots * together)) * together
+
+    def restarts_at(self, iteration: int) -> bool:
+        """Whether environments whose state cannot be saved begin afresh with a report that begins with this iteration."""
+        grid = self.restart_grid
+        return iteration > 0 and grid > 0 and iteration % grid < self.rollouts_per_report
+
     def parts(self) -> dict[str, Any]:
         """The choices by name, those that the algorithm does not have left out."""
         names = ("run", "network", "normalization", "weight", "objective", "optimizer", "passes", "trust_region", "recorded")
@@ -148,6 +161,36 @@ class TrainConfiguration:
             flat.update({k: list(v) if isinstance(v, tuple) else v for k, v in vars(part).items()})
         return flat
 
+    @staticmethod
+    def from_dict(settings: Mapping[str, Any]) -> TrainConfiguration:
+        """The configuration whose :meth:`as_dict` these settings are; a setting that is not there keeps its default.
+
+        Raises:
+            UsageError: a setting is unknown, or its value cannot be used.
+        """
+        kinds: dict[str, Any] = {
+            "run": RunConfiguration,
+            "network": NetworkConfiguration,
+            "normalization": NormalizationConfiguration,
+            "weight": WeightConfiguration,
+            "optimizer": OptimizerConfiguration,
+        }
+        # Of the other parts each has a setting that no other has.
+        if "entropy_coefficient" in settings:
+            kinds["objective"] = SurrogateObjective if "clip_range" in settings else LikelihoodObjective
+        optional = {
+            "passes": ("minibatch_size", PassesConfiguration),
+            "trust_region": ("max_kl", TrustRegionConfiguration),
+            "recorded": ("from_data", RecordedConfiguration),
+        }
+        kinds |= {name: kind for name, (setting, kind) in optional.items() if setting in settings}
+        refuse_unknown(settings, ["algorithm", *(f.name for kind in kinds.values() for f in fields(kind))])
+        algorithm = settings.get("algorithm", "custom")
+        if not isinstance(algorithm, str) or not algorithm.isprintable():
+            raise UsageError("algorithm is not a printable text; give the name of one, such as ppo")
+        parts = {name: part_from(kind, settings) for name, kind in kinds.items()}
+        return TrainConfiguration(algorithm=algorithm, **({"objective": None} | parts))
+
     def idle_options(self) -> dict[str, str]:
         """Settings that nothing reads under the others, each with the reason."""
         idle = {}
@@ -157,6 +200,8 @@ class TrainConfiguration:
             idle["trace_decay"] = f"--weight {weight.weight} does not read λ"
         if "steps" not in needs:
             idle["n_steps"] = f"--weight {weight.weight} does not read n"
+        if self.run.checkpoint_every is None:
+            idle["keep_checkpoints"] = "there is no --checkpoint-every"
         if weight.discount == 1:
             idle["keep_discount"] = "with --discount 1 every γᵗ is 1"
         if isinstance(objective, SurrogateObjective):
@@ -187,7 +232,7 @@ class TrainConfiguration:
             idle |= dict.fromkeys(("episodes_per_update", "importance_limit", "smallest_effective_share"), without)
         elif self.recorded is not None:
             acting = "recorded data have the environments' steps in them already"
-            idle |= dict.fromkeys(("num_envs", "rollout_length", "backend"), acting)
+            idle |= dict.fromkeys(("num_envs", "rollout_length", "backend", "restart_every"), acting)
             cloned = "the policy starts as a fit to the recorded one"
             idle["initial_log_std"] = cloned
             if not weight.critics:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from surefoot.errors import require
+from surefoot.runs.cadence import Cadence
 
 FROM_DATA = "recorded"
 """In place of an environment's name: the one that recorded data name."""
@@ -43,12 +44,25 @@ class RunConfiguration:
     """Folder of the run; by default one under runs/, named after algorithm, environment, time and process."""
     tensorboard: bool = True
     """Write TensorBoard files beside metrics.jsonl."""
+    checkpoint_every: str | None = None
+    """Keep everything that the run carries, so that `surefoot resume` can go on: every so many environment steps (100000), or
+    minutes (10m), and at the end. Without it nothing is kept."""
+    keep_checkpoints: int = 2
+    """How many of the last checkpoints to keep; the best, and the last exact one, are kept besides."""
+    restart_every: int = 1_000_000
+    """Environments whose state cannot be saved (all but pure-JAX ones) are begun afresh every so many environment steps, rounded
+    up to whole reports: the checkpoints there are exact, those between are not. 0 never does."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What happens to an update with a gradient or parameters that are not finite: stop ends the run; skip leaves it out, and
+    update/skipped counts."""
 
     def __post_init__(self) -> None:
         require(bool(self.env), "--env is empty; give a Gymnasium id such as CartPole-v1")
-        for name in ("total_steps", "num_envs", "rollout_length", "seeds"):
+        for name in ("total_steps", "num_envs", "rollout_length", "seeds", "keep_checkpoints"):
             value = getattr(self, name)
             require(value >= 1, f"--{name.replace('_', '-')} must be at least 1, but is {value}")
+        require(self.restart_every >= 0, f"--restart-every must be at least 0, but is {self.restart_every}")
+        Cadence.parse(self.checkpoint_every)
         last = self.seed + self.seeds - 1
         require(
             self.seed >= 0 and last < 2**31, f"--seed must lie between 0 and 2147483647, but runs from {self.seed} to {last}"

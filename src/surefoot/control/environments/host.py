@@ -42,13 +42,17 @@ class NameFaults(Wrapper):
             ) from error
 
 
-def environment_seed(seed: int) -> int:
+def environment_seed(seed: int, began: int = 0) -> int:
     """The first environment's seed; the others get the numbers after it.
+
+    Args:
+        seed: the run's, or an evaluation's.
+        began: the iteration that the environments begin with: each time other ones.
 
     Taken as seeds themselves, neighbouring run seeds would share all but one of their environments' random streams, and no
     statistic over seeds would be one over independent runs.
     """
-    return int(np.random.SeedSequence([seed, 3]).generate_state(1)[0] >> 2)
+    return int(np.random.SeedSequence([seed, 3, began]).generate_state(1)[0] >> 2)
 
 
 class HostEnvironments:
@@ -85,16 +89,23 @@ class HostEnvironments:
             self.notices = (f'{name} has no metadata["autoreset_mode"]; it is taken to reset in the step after an end',)
         self._steps = 0
 
-    def reset(self, seed: int) -> np.ndarray:
-        """Reset all, from a run's or an evaluation's seed. EnvPool was given it when it was made, and ignores this one."""
+    def reset(self, seed: int, *, began: int = 0, steps: int = 0) -> np.ndarray:
+        """Reset all, from a run's or an evaluation's seed. EnvPool was given it when it was made, and ignores this one.
+
+        Args:
+            seed: the run's, or an evaluation's.
+            began: the iteration that the environments begin with.
+            steps: vector steps that others took before them: messages count on from there.
+        """
+        self._steps = steps
         try:
-            options = {} if self._seeded else {"seed": environment_seed(seed)}
+            options = {} if self._seeded else {"seed": environment_seed(seed, began)}
             observations, _ = self._environments.reset(**options)
         except EnvironmentFault:
             raise
         except Exception as error:
             raise EnvironmentFault(f"{self.name} raised {type(error).__name__} in its first reset: {error}") from error
-        return self._checked(np.asarray(observations), "an observation", 0)
+        return self._checked(np.asarray(observations), "an observation", steps)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         """One step of every environment.

@@ -62,11 +62,17 @@ def _threads(env_id: str, num_envs: int) -> int:
 class Pool:
     """N environments of one EnvPool task, in next-step mode.
 
+    Args:
+        env_id: which task.
+        num_envs: N.
+        seed: the run's, or an evaluation's.
+        began: the iteration that the environments begin with.
+
     Raises:
         UsageError: EnvPool is missing, or does not have the task.
     """
 
-    def __init__(self, env_id: str, *, num_envs: int, seed: int) -> None:
+    def __init__(self, env_id: str, *, num_envs: int, seed: int, began: int = 0) -> None:
         if not is_installed():
             raise UsageError("--backend envpool needs EnvPool; install it with: pip install 'surefoot[envpool]'")
         if not has_task(env_id):
@@ -80,7 +86,7 @@ class Pool:
                 env_type="gymnasium",
                 num_envs=num_envs,
                 num_threads=_threads(env_id, num_envs),
-                seed=environment_seed(seed),
+                seed=environment_seed(seed, began),
             )
             self.spaces: Spaces = describe_spaces(
                 self.environments.observation_space, self.environments.action_space, name=env_id

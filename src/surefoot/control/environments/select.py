@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,13 @@ class Selection:
     backend: str
     notices: tuple[str, ...]
     """Sentences for the user: which backend was chosen, and what would be faster."""
+    again: Callable[[int], Selection] | None = None
+    """The same environments made anew, to begin with the given iteration."""
+
+    @property
+    def described(self) -> dict[str, str | None]:
+        """What a resumed run must find again."""
+        return {"backend": self.backend, "data": None}
 
 
 def environment_name(environment: Environment) -> str:
@@ -45,7 +52,7 @@ def environment_name(environment: Environment) -> str:
 
 
 def select_environments(
-    environment: Environment, *, backend: Backend, num_envs: int, seed: int, exactly: bool = True
+    environment: Environment, *, backend: Backend, num_envs: int, seed: int, exactly: bool = True, began: int = 0
 ) -> Selection:
     """Make ``num_envs`` environments.
 
@@ -56,10 +63,17 @@ def select_environments(
         num_envs: how many.
         seed: EnvPool wants its seed when it is made.
         exactly: refuse a vector environment of another number; else take it as it is.
+        began: the iteration that the environments begin with, which EnvPool's seed comes from as well.
 
     Raises:
         UsageError: there is no such environment, the backend does not have it, or a package that it needs is missing.
     """
+    settings: dict[str, Any] = {"backend": backend, "num_envs": num_envs, "seed": seed, "exactly": exactly}
+    again = lambda began: select_environments(environment, **settings, began=began)  # noqa: E731
+    return replace(_select(environment, **settings, began=began), again=again)
+
+
+def _select(environment: Environment, *, backend: Backend, num_envs: int, seed: int, exactly: bool, began: int) -> Selection:
     factory = _import_callable(environment) if isinstance(environment, str) and names_callable(environment) else environment
     if not isinstance(factory, str):
         return _from_callable(factory, environment_name(environment), backend=backend, num_envs=num_envs, exactly=exactly)
@@ -67,13 +81,13 @@ def select_environments(
     if backend == "jax" or (backend == "auto" and name.startswith("phys2d/")):
         return Selection(make_functional(name), "jax", ("backend jax: the whole iteration is one compiled program",))
     if backend == "envpool":
-        return Selection(_pool(name, num_envs, seed), "envpool", ("backend envpool",))
+        return Selection(_pool(name, num_envs, seed, began), "envpool", ("backend envpool",))
     specification = _specification(name)
     vectorized = specification.vector_entry_point is not None
     if backend == "auto":
         if has_task(name):
             notice = f"backend envpool, which is installed and has {name}; --backend gymnasium would step Gymnasium's own"
-            return Selection(_pool(name, num_envs, seed), "envpool", (notice,))
+            return Selection(_pool(name, num_envs, seed, began), "envpool", (notice,))
         backend = "gymnasium" if vectorized else "gymnasium-sync"
         notices = [
             f"backend {backend}, Gymnasium's {'own vectorised version' if vectorized else 'environments, one after the other'}"
@@ -108,8 +122,8 @@ def _gymnasium(name: str, *, backend: str, num_envs: int) -> HostEnvironments:
     return HostEnvironments(environments, name=name)
 
 
-def _pool(name: str, num_envs: int, seed: int) -> Pool | HostEnvironments:
-    pool = _named(name, lambda: Pool(name, num_envs=num_envs, seed=seed))
+def _pool(name: str, num_envs: int, seed: int, began: int) -> Pool | HostEnvironments:
+    pool = _named(name, lambda: Pool(name, num_envs=num_envs, seed=seed, began=began))
     return pool if pool.compiles else pool.on_host()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.environments.host import describe_fault
 from surefoot.control.rollout import Rollout
+from surefoot.control.trees import named_leaves
 from surefoot.control.update.state import Learner, Metrics
 from surefoot.equations import Array
 from surefoot.errors import EnvironmentFault, RunError
@@ -36,6 +38,8 @@ class Outcome(NamedTuple):
     terminated: np.ndarray
     truncated: np.ndarray
     valid: np.ndarray
+    skipped: np.ndarray
+    """(seeds,): updates that were left out because a number in them was not finite."""
     seconds: Seconds
     """environment, inference and update, where they can be told apart."""
 
@@ -46,12 +50,36 @@ class Iteration(Protocol):
     learner: Learner
     finished: str | None
     """Why training is over before its last iteration; None while it is not."""
+    whole: bool
+    """Whether :meth:`state` is all that the run needs to go on bit for bit. Where it is not, environments are outside it, and
+    begin afresh when a run is resumed."""
 
     def run(self, number: int) -> Outcome:
         """Collect and update, once for each rollout of a report, from iteration ``number`` on.
 
         Raises:
             EnvironmentFault: an environment failed; the learner is as it was before.
+            RunError: a number in an update is not finite, and the configuration does not say to skip it; the learner likewise.
+        """
+        ...
+
+    def restart(self, number: int, make: Callable[[], Any]) -> None:
+        """Begin iteration ``number`` with the environments that ``make`` makes; only where the state is not whole.
+
+        To the learner the episodes that were going on are cut: it has bootstrapped at the end of the last rollout, and now forgets
+        them.
+        """
+        ...
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What it carries from iteration to iteration, by names."""
+        ...
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over the state of another that was made alike.
+
+        Raises:
+            UsageError: it does not fit.
         """
         ...
 
@@ -127,9 +155,27 @@ def merge_reports(report: dict[str, Any]) -> dict[str, Any]:
     return {"metrics": metrics, **joined}
 
 
-def diverged(configuration: TrainConfiguration, number: int) -> RunError:
-    """The error for an update that left numbers that are not finite."""
+WATCHED, SHOWN = ("policy/gradient_norm", "critic/gradient_norm", "policy/objective", "critic/loss"), 3
+
+
+def diverged(
+    configuration: TrainConfiguration, number: int, learner: Learner, metrics: Metrics, *, seed: int | None = None
+) -> RunError:
+    """The error for an update that left numbers that are not finite.
+
+    Args:
+        configuration: what was trained how.
+        number: the iteration.
+        learner: as the update left it.
+        metrics: of the update.
+        seed: which of several.
+    """
+    parameters = {"actor": learner.actor.parameters, "critic": learner.critic.parameters}
+    numbers = {name: metrics[name] for name in WATCHED if name in metrics} | named_leaves(parameters)
+    bad = [name for name, value in numbers.items() if not np.isfinite(np.asarray(value)).all()]
+    what = ", ".join(bad[:SHOWN]) + (f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
+    of_seed = "" if seed is None else f" of seed {seed}"
     return RunError(
-        f"the update of iteration {number + 1} left parameters that are not finite; lower --learning-rate"
+        f"the update of iteration {number + 1}{of_seed} left numbers that are not finite ({what}); lower --learning-rate"
         f" ({configuration.optimizer.learning_rate:g}) or set --max-gradient-norm; the policy from before it is kept"
     )

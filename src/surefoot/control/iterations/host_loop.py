@@ -17,12 +17,19 @@ class HostCollector:
 
     A call into a compiled program costs more (about 40 µs, and copies both ways) than a small network on a handful of
     observations (about 15 µs), so the loop makes none: per step, one network, one vector step, one row of each array.
+
+    Args:
+        actor: how the policy acts.
+        environments: what is stepped.
+        length: steps of a rollout.
+        seed: the run's.
+        began: the iteration that this begins with, which has a randomness of its own.
     """
 
-    def __init__(self, actor: Actor, environments: HostEnvironments, *, length: int, seed: int) -> None:
+    def __init__(self, actor: Actor, environments: HostEnvironments, *, length: int, seed: int, began: int = 0) -> None:
         self._actor, self._environments, self._length = actor, environments, length
-        self._generator = np.random.default_rng([seed, 1])
-        self._observations = environments.reset(seed)
+        self._generator = np.random.default_rng([seed, 1, began])
+        self._observations = environments.reset(seed, began=began, steps=began * length)
         self._resetting = np.zeros(environments.num_envs, bool)
 
     def collect(self, parameters: dict[str, np.ndarray], statistics: RunningStatistics) -> tuple[Rollout, dict[str, float]]:

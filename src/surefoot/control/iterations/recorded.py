@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,12 +14,15 @@ from surefoot.control.iterations.common import Outcome, diverged, merge_reports,
 from surefoot.control.policies.normalization import RunningStatistics
 from surefoot.control.recorded.source import RecordedSource
 from surefoot.control.rollout import Rollout, split_key
+from surefoot.control.trees import arrays_of, tree_from
 from surefoot.control.update.state import Learner, Metrics, Schedule, initialize, optimizer_of, schedule_at
 from surefoot.control.update.whole import whole_update
 
 
 class RecordedIteration:
     """Updates from recorded episodes, as long as they speak of the policy that learns."""
+
+    whole = True
 
     def __init__(self, configuration: TrainConfiguration, source: RecordedSource, *, seed: int) -> None:
         assert configuration.recorded is not None
@@ -53,13 +58,14 @@ class RecordedIteration:
 
         The policy that the sample was too small for is given up for the last one whose sample was not.
         """
-        start, reports, before = time.perf_counter(), [], (self.learner, self._trusted)
+        start, reports, before, skipped = time.perf_counter(), [], (self.learner, self._trusted), 0
         for i in range(self._configuration.rollouts_per_report):
             schedule = schedule_at(self._configuration, number + i)
             learner, metrics, finite, rollout = self._update(self.learner, self._episodes, schedule)
-            if not finite:
+            if not finite and self._configuration.run.on_nonfinite == "stop":
                 self.learner, self._trusted = before
-                raise diverged(self._configuration, number + i)
+                raise diverged(self._configuration, number + i, learner, metrics)
+            skipped += not finite
             report = jax.tree.map(np.asarray, report_of(metrics, rollout))
             share = float(metrics["importance/effective_sample_share"])
             if share < self._smallest:
@@ -75,7 +81,23 @@ class RecordedIteration:
         report = jax.tree.map(lambda *values: np.stack(values)[None], *reports)
         # Their ends are those of the policy that acted, and no news of the one that learns.
         report |= {name: np.zeros_like(report[name]) for name in ("terminated", "truncated")}
-        return Outcome(**merge_reports(report), seconds={"update": time.perf_counter() - start})
+        return Outcome(**merge_reports(report), skipped=np.asarray([skipped]), seconds={"update": time.perf_counter() - start})
+
+    def restart(self, number: int, make: Callable[[], Any]) -> None:
+        """Never called: the state is whole."""
+        raise NotImplementedError
+
+    def _tree(self) -> dict[str, Learner]:
+        return {"learner": self.learner, "trusted": self._trusted}
+
+    def state(self) -> dict[str, np.ndarray]:
+        """See :class:`Iteration`."""
+        return arrays_of(self._tree())
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """See :class:`Iteration`."""
+        restored = tree_from(state, self._tree())
+        self.learner, self._trusted = restored["learner"], restored["trusted"]
 
     def learners(self) -> list[Learner]:
         """See :class:`Iteration`."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from jax.stages import Compiled, Lowered
 
 from surefoot.control.compilation import compile_all, forget
 from surefoot.control.configuration import TrainConfiguration
@@ -28,9 +30,19 @@ from surefoot.control.iterations.host_loop import HostCollector
 from surefoot.control.iterations.timing import fastest, inference_program
 from surefoot.control.policies.spaces import Spaces
 from surefoot.control.rollout import Rollout, ScanCarry, collect_compiled
+from surefoot.control.trees import arrays_of, tree_from
 from surefoot.control.update.descent import improve_critic
 from surefoot.control.update.estimation import estimate
-from surefoot.control.update.state import Learner, Metrics, Schedule, actor_of, initialize, schedule_at
+from surefoot.control.update.state import (
+    Learner,
+    Metrics,
+    Schedule,
+    actor_of,
+    cut_episodes,
+    initialize,
+    schedule_at,
+    skip_update,
+)
 from surefoot.control.update.whole import (
     ActorProgress,
     advance_actor,
@@ -50,9 +62,12 @@ class SplitIteration:
     """
 
     finished: str | None = None
+    whole = False
 
-    def __init__(self, configuration: TrainConfiguration, environments: HostEnvironments | Pool, *, seed: int) -> None:
-        self._configuration, self._environments = configuration, environments
+    def __init__(
+        self, configuration: TrainConfiguration, environments: HostEnvironments | Pool, *, seed: int, began: int = 0
+    ) -> None:
+        self._configuration, self._environments, self._seed = configuration, environments, seed
         self.spaces = spaces = environments.spaces
         run, actor = configuration.run, actor_of(configuration, environments.spaces)
         self.learner = initialize(configuration, spaces, seed)
@@ -61,23 +76,34 @@ class SplitIteration:
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="critic")
         self._shape = (run.rollout_length, run.num_envs, spaces.observation_size)
         self._inference = 0.0
+        programs = self._updates()
+        if isinstance(environments, Pool):
+            programs["infer"] = inference_program(actor, self.learner, envs=run.num_envs, length=run.rollout_length)
+        self._programs: dict[str, Compiled] = {}
+        self._begin(environments, began, {n: f.lower(*a) for n, (f, a) in programs.items()})
+        if isinstance(environments, Pool):
+            self._inference = fastest(self._programs["infer"], programs["infer"][1])
+
+    def _begin(self, environments: HostEnvironments | Pool, number: int, programs: dict[str, Lowered]) -> None:
+        """Set environments up for iteration ``number``; ``programs`` are compiled beside theirs."""
+        self._environments = environments
+        length, actor = self._configuration.run.rollout_length, actor_of(self._configuration, self.spaces)
         if isinstance(environments, HostEnvironments):
-            self._collector = HostCollector(actor, environments, length=run.rollout_length, seed=seed)
-            self._programs = compile_all({n: f.lower(*a) for n, (f, a) in self._updates().items()})
-        else:
-            self._carry, step = environments.start()
+            self._collector = HostCollector(actor, environments, length=length, seed=self._seed, began=number)
+            self._programs |= compile_all(programs)
+            return
+        self._carry, step = environments.start()
 
-            def rollout_from_pool(carry: ScanCarry, *rest: Any) -> tuple[ScanCarry, Rollout]:
-                return collect_compiled(actor, step, carry, *rest, length=run.rollout_length)
+        def rollout_from_pool(carry: ScanCarry, *rest: Any) -> tuple[ScanCarry, Rollout]:
+            return collect_compiled(actor, step, carry, *rest, length=length)
 
-            state = (self._carry, self.learner.actor.parameters, self.learner.observations, self.learner.key)
-            infer, arguments = inference_program(actor, self.learner, envs=run.num_envs, length=run.rollout_length)
-            lowered = {n: f.lower(*a) for n, (f, a) in (self._updates() | {"infer": (infer, arguments)}).items()}
-            with environments.precision():
-                lowered["collect"] = jax.jit(rollout_from_pool).lower(*state)
-            self._programs = compile_all(lowered)
-            forget(rollout_from_pool.__name__)
-            self._inference = fastest(self._programs["infer"], arguments)
+        # Shapes alone: where the learner lies just now must not go into the program.
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), self.learner)
+        with environments.precision():
+            state = (self._carry, shapes.actor.parameters, shapes.observations, shapes.key)
+            collect = jax.jit(rollout_from_pool).lower(*state)
+        self._programs |= compile_all({**programs, "collect": collect})
+        forget(rollout_from_pool.__name__)
 
     def _updates(self) -> dict[str, tuple[Any, tuple[Any, ...]]]:
         """The update's jitted functions, and the shapes of their arguments."""
@@ -126,6 +152,7 @@ class SplitIteration:
 
     def run(self, number: int) -> Outcome:
         """See :class:`Iteration`."""
+        self._skipped = 0
         reports, seconds, before = [], {"environment": 0.0, "inference": 0.0, "update": 0.0}, self.learner
         for i in range(self._together):
             try:
@@ -139,7 +166,7 @@ class SplitIteration:
             seconds = {part: seconds[part] + spent[part] for part in seconds}
             reports.append(jax.tree.map(np.asarray, report_of(metrics, rollout)))
         report = jax.tree.map(lambda *values: np.stack(values)[None], *reports)
-        return Outcome(**merge_reports(report), seconds=seconds)
+        return Outcome(**merge_reports(report), skipped=np.asarray([self._skipped]), seconds=seconds)
 
     def _update(self, rollout: Rollout, number: int) -> Metrics:
         learner, metrics, finite, faults = self._programs["update"](
@@ -147,7 +174,7 @@ class SplitIteration:
         )
         raise_faults(faults, self._environments.name, self._shape, number)
         if not finite:
-            raise diverged(self._configuration, number)
+            self._leave_out(number, learner, metrics)
         self.learner = learner
         return metrics
 
@@ -170,10 +197,33 @@ class SplitIteration:
             critic, critic_sums = of_critic.result()
             sums.append((actor_sums, critic_sums))
         totals = combine_passes(jax.tree.map(lambda *values: np.stack(values), *sums))
+        after = learner._replace(actor=actor.network, critic=critic, kl_coefficient=actor.kl_coefficient)
+        metrics = metrics | mean_metrics(totals[0]) | mean_metrics(totals[1])
         if not still_finite(*totals, passes=len(orders)):
-            raise diverged(self._configuration, number)
-        self.learner = learner._replace(actor=actor.network, critic=critic, kl_coefficient=actor.kl_coefficient)
-        return metrics | mean_metrics(totals[0]) | mean_metrics(totals[1])
+            self._leave_out(number, after, metrics)
+            after = skip_update(self.learner, after)
+        self.learner = after
+        return metrics
+
+    def _leave_out(self, number: int, learner: Learner, metrics: Metrics) -> None:
+        """Count an update that is left out, where the configuration says so; else stop."""
+        if self._configuration.run.on_nonfinite == "stop":
+            raise diverged(self._configuration, number, learner, metrics)
+        self._skipped += 1
+
+    def restart(self, number: int, make: Callable[[], HostEnvironments | Pool]) -> None:
+        """See :class:`Iteration`; of the programs only a pool's rollout is made again, which has the pool in it."""
+        self._close_environments()
+        self.learner = cut_episodes(self.learner)
+        self._begin(make(), number, {})
+
+    def state(self) -> dict[str, np.ndarray]:
+        """See :class:`Iteration`."""
+        return arrays_of({"learner": self.learner})
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """See :class:`Iteration`."""
+        self.learner = cut_episodes(tree_from(state, {"learner": self.learner})["learner"])
 
     def learners(self) -> list[Learner]:
         """See :class:`Iteration`."""
@@ -182,6 +232,9 @@ class SplitIteration:
     def close(self) -> None:
         """Release environments and threads."""
         self._threads.shutdown()
+        self._close_environments()
+
+    def _close_environments(self) -> None:
         if isinstance(self._environments, HostEnvironments):
             self._environments.close()
 

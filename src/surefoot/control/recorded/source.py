@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +31,15 @@ class RecordedSource:
     notices: tuple[str, ...]
     backend: str = "recorded"
     """What reports call it, where environments have theirs."""
+
+    @property
+    def described(self) -> dict[str, str | None]:
+        """What a resumed run must find again: every byte that it learns from."""
+        arrays = [np.asarray(array) for array in self.rollout if array is not None]
+        digest = hashlib.sha256(repr([(array.shape, array.dtype.str) for array in arrays]).encode())
+        for array in arrays:
+            digest.update(array.tobytes())
+        return {"backend": self.backend, "data": digest.hexdigest()}
 
 
 def open_recorded(configuration: TrainConfiguration) -> tuple[TrainConfiguration, RecordedSource]:

@@ -51,7 +51,7 @@ def improve_actor(
 
     Returns:
         the actor, whether it has stopped, and each metric's sum over the minibatches that were looked at, with their
-        number, and whether all parameters are still finite.
+        number, and whether the gradients, the objective and all parameters were finite throughout.
     """
     objective = configuration.objective
     target = objective.target_kl if isinstance(objective, SurrogateObjective) else None
@@ -74,7 +74,8 @@ def improve_actor(
         return jax.lax.cond(state[1], lambda: (state, idle), lambda: step(state, batch))
 
     (actor, stopped), metrics = over_minibatches(step_unless_stopped, (actor, stopped), samples, order)
-    return actor, stopped, metrics | {"finite": all_finite(actor.parameters)}
+    seen = (metrics["policy/gradient_norm"], metrics["policy/objective"])
+    return actor, stopped, metrics | {"finite": all_finite((actor.parameters, seen))}
 
 
 def improve_critic(
@@ -94,7 +95,8 @@ def improve_critic(
         return critic, metrics | {"critic/gradient_norm": norm, "minibatches": jnp.ones((), jnp.float32)}
 
     critic, metrics = over_minibatches(step, critic, samples, order)
-    return critic, metrics | {"finite": all_finite(critic.parameters)}
+    seen = (metrics["critic/gradient_norm"], metrics["critic/loss"])
+    return critic, metrics | {"finite": all_finite((critic.parameters, seen))}
 
 
 def settle_penalty(
@@ -115,6 +117,6 @@ def settle_penalty(
     return kl_coefficient, metrics
 
 
-def all_finite(parameters: Any) -> Array:
-    """1 if every parameter is a finite number, else 0."""
-    return jnp.stack([jnp.isfinite(p).all() for p in jax.tree.leaves(parameters)]).all().astype(jnp.float32)
+def all_finite(numbers: Any) -> Array:
+    """1 if every number is finite, else 0."""
+    return jnp.stack([jnp.isfinite(p).all() for p in jax.tree.leaves(numbers)]).all().astype(jnp.float32)

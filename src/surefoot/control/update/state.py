@@ -119,6 +119,17 @@ def initialize(configuration: TrainConfiguration, spaces: Spaces, seed: int) -> 
     )
 
 
+def cut_episodes(learner: Learner) -> Learner:
+    """The learner as environments that begin afresh need it: of their episodes nothing has happened yet."""
+    none = np.zeros_like(learner.returns)
+    return learner._replace(returns=none, elapsed=none, collected=none)
+
+
+def skip_update(before: Learner, after: Learner) -> Learner:
+    """The learner from before an update, which yet has seen its rollout: no key serves twice, and the episodes have gone on."""
+    return before._replace(key=after.key, returns=after.returns, elapsed=after.elapsed, collected=after.collected)
+
+
 def optimizer_of(configuration: TrainConfiguration) -> optax.GradientTransformation:
     """Gradient to direction; the learning rate, which changes, is applied by the caller."""
     settings = configuration.optimizer
@@ -146,7 +157,7 @@ def actor_of(configuration: TrainConfiguration, spaces: Spaces) -> Actor:
 
 def schedule_at(configuration: TrainConfiguration, iteration: int) -> Schedule:
     """The plan's values in one iteration."""
-    left = 1 - iteration / configuration.iterations
+    left = max(1 - iteration / configuration.iterations, 0.0)  # a longer run's last report may reach beyond its end
     optimizer, objective, region = configuration.optimizer, configuration.objective, configuration.trust_region
     rate = optimizer.learning_rate
     critic_rate = rate if optimizer.critic_learning_rate is None else optimizer.critic_learning_rate

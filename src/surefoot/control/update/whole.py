@@ -13,7 +13,7 @@ from surefoot.control.policies.spaces import Spaces
 from surefoot.control.rollout import Rollout
 from surefoot.control.update.descent import improve_actor, improve_critic, settle_penalty
 from surefoot.control.update.estimation import estimate, prepare
-from surefoot.control.update.state import Data, Learner, Metrics, Network, Samples, Schedule
+from surefoot.control.update.state import Data, Learner, Metrics, Network, Samples, Schedule, skip_update
 from surefoot.control.update.trust_region import natural_step
 from surefoot.equations import Array
 
@@ -65,10 +65,14 @@ def whole_update(
     """The update in one piece: what the pieces that run side by side compute, one after the other.
 
     Returns:
-        the learner, the metrics, and whether every parameter is still finite.
+        the learner, the metrics, and whether every number of the update is finite; where one is not and the configuration says
+        so, the learner is the one from before.
     """
-    learner, data, samples, orders, metrics = begin_update(configuration, spaces, learner, rollout)
-    return improve(configuration, spaces, learner, data, samples, orders, metrics, schedule)
+    begun, data, samples, orders, metrics = begin_update(configuration, spaces, learner, rollout)
+    after, metrics, finite = improve(configuration, spaces, begun, data, samples, orders, metrics, schedule)
+    if configuration.run.on_nonfinite == "skip":
+        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, skip_update(learner, after))
+    return after, metrics, finite
 
 
 def improve(
@@ -125,7 +129,7 @@ def combine_passes(groups: Any) -> tuple[Metrics, Metrics]:
 
 
 def still_finite(of_actor: Metrics, of_critic: Metrics, *, passes: int) -> Array:
-    """Whether actor and critic ended every pass with finite parameters."""
+    """Whether every number of actor and critic was finite in every pass."""
     return (of_actor["finite"] == passes) & (of_critic.get("finite", passes) == passes)
 
 

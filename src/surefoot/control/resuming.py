@@ -1,0 +1,111 @@
+"""Where a run that was stopped goes on: its configuration, the checkpoint, and whether both are of one run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+from surefoot.control.configuration import Backend, TrainConfiguration
+from surefoot.control.environments.select import Environment, names_callable
+from surefoot.control.sources import Source
+from surefoot.control.standing import check
+from surefoot.errors import UsageError
+from surefoot.runs.checkpoints import Checkpoint, Checkpoints
+from surefoot.runs.directory import CONFIGURATION_FILE, SUMMARY_FILE, read_json
+
+RESULTS = ("algorithm", "env", "backend", "total_steps", "seconds", "startup_seconds", "mean_return", "run", "ended_early")
+"""What the summary of a finished run has at least."""
+
+
+class Start(NamedTuple):
+    """Where a run that was stopped goes on."""
+
+    checkpoint: Checkpoint | None
+    """None where none had been kept yet: it begins again."""
+    exact: bool
+    """Whether it ends as if it had never been stopped."""
+    notices: tuple[str, ...]
+    """Sentences for the user: which checkpoint this is, and which were passed over."""
+
+    @property
+    def iteration(self) -> int:
+        """The first one to do."""
+        return 0 if self.checkpoint is None else int(self.checkpoint.state["iteration"])
+
+
+class GoingOn(NamedTuple):
+    """How a run is gone on with."""
+
+    exact: bool
+    """Pass over checkpoints that are not exact."""
+    raised: bool
+    """Its steps were raised, so that finished seeds go on as well."""
+    notices: tuple[str, ...]
+    """What that changes for the steps done already."""
+
+    def start(self, home: Path, configuration: TrainConfiguration, *, seeds: int) -> Start:
+        """The last whole checkpoint of ``home``, which is of so many ``seeds``.
+
+        Raises:
+            UsageError: there are only damaged ones, or it is not of a run of this configuration.
+        """
+        checkpoints = Checkpoints(home)
+        checkpoints.adopt()
+        if not checkpoints.steps():
+            return Start(None, True, (f"{home} has no checkpoint yet: it begins again", *self.notices))
+        checkpoint, passed = checkpoints.latest(exact=self.exact)
+        changes = check(checkpoint, configuration, seeds)
+        kind = "exact" if checkpoint.exact else "inexact: its environments begin afresh"
+        where = f"going on from step {checkpoint.step:,} ({kind})"
+        exact = checkpoint.exact and not changes and not self.notices
+        return Start(checkpoint, exact, (*passed, where, *changes, *self.notices))
+
+
+def backend_of(start: Start | None, configuration: TrainConfiguration, environment: Environment | None) -> Backend | None:
+    """What stepped the environments before, where the configuration left the choice open; None where it does not."""
+    chosen = configuration.run.backend == "auto" and environment is None and not names_callable(configuration.run.env)
+    if start is None or start.checkpoint is None or not chosen:
+        return None
+    before: Any = start.checkpoint.state["backend"]
+    return before if before in get_args(Backend) else None
+
+
+def check_source(start: Start, source: Source) -> None:
+    """Raise UsageError where data come from elsewhere than when the checkpoint was written."""
+    if start.checkpoint is None:
+        return
+    before, now = start.checkpoint.state, source.described
+    if before["backend"] != now["backend"]:
+        raise UsageError(f"the run was trained with backend {before['backend']}, and this would be {now['backend']}")
+    if before["data"] != now["data"]:
+        raise UsageError("the recorded data are not what they were when the run began; put them back, or train anew")
+
+
+def read_configuration(folder: Path) -> TrainConfiguration:
+    """The configuration of a training run that keeps checkpoints.
+
+    Raises:
+        UsageError: there is no run, it keeps none, or its configuration was altered into one that cannot be used.
+    """
+    path = folder / CONFIGURATION_FILE
+    settings = read_json(path)
+    try:
+        configuration = TrainConfiguration.from_dict(settings)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    around = folder.resolve().parent
+    if re.fullmatch(r"seed-\d+", folder.resolve().name) and (around / CONFIGURATION_FILE).exists():
+        raise UsageError(f"{folder} is one of several seeds; give the folder of all, {around}")
+    if configuration.run.checkpoint_every is None:
+        raise UsageError(f"{folder} keeps no checkpoints to go on from; train with --checkpoint-every")
+    return configuration
+
+
+def finished_before(folder: Path) -> dict[str, Any] | None:
+    """The summary of a run that reached its end; None of one that did not."""
+    path = folder / SUMMARY_FILE
+    if not path.exists():
+        return None
+    summary = read_json(path)
+    return summary if summary.get("interrupted") is False and all(name in summary for name in RESULTS) else None

@@ -1,0 +1,44 @@
+"""Where a run's data come from: environments to act in, or recorded episodes."""
+
+from __future__ import annotations
+
+from surefoot.control.configuration import Backend, TrainConfiguration
+from surefoot.control.environments.select import Environment, Selection, select_environments
+from surefoot.control.recorded.source import RecordedSource, open_recorded
+from surefoot.errors import UsageError
+
+Source = Selection | RecordedSource
+
+
+def open_source(
+    configuration: TrainConfiguration,
+    environment: Environment | None,
+    *,
+    seed: int,
+    began: int = 0,
+    backend: Backend | None = None,
+) -> tuple[TrainConfiguration, Source]:
+    """Make one seed's environments, or open recorded data.
+
+    Args:
+        configuration: of the run.
+        environment: a callable to take instead of the environment that the configuration names.
+        seed: which.
+        began: the iteration that the environments begin with.
+        backend: what steps them, by default what the configuration says.
+
+    Returns:
+        the configuration, which recorded data shape; and the source.
+
+    Raises:
+        UsageError: something cannot be used.
+    """
+    run = configuration.run
+    if configuration.recorded is not None and configuration.recorded.from_data is not None:
+        if environment is not None:
+            raise UsageError("recorded data are learnt from without acting; give no environment beside from_data")
+        return open_recorded(configuration)
+    wanted = run.env if environment is None else environment
+    return configuration, select_environments(
+        wanted, backend=backend or run.backend, num_envs=run.num_envs, seed=seed, began=began
+    )
