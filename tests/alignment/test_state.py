@@ -17,15 +17,19 @@ from surefoot.alignment.data.prompts import Prompt
 from surefoot.alignment.data.tokenization.encoder import content_of
 from surefoot.alignment.data.tokenization.templates import template_of
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
+from surefoot.alignment.likelihood.distribution import PLAIN
+from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.models.configuration import ModelConfiguration
 from surefoot.alignment.models.fingerprint import weights_fingerprint
 from surefoot.alignment.models.loading import load_policy
 from surefoot.alignment.optimization import make_optimizer
 from surefoot.alignment.randomness import data_order, drawing_anew
+from surefoot.alignment.sampling.decoding import WholeSequences
+from surefoot.alignment.sampling.sampler import Sampler
 from surefoot.alignment.start import keep_start, start_checksum, verified_start
 from surefoot.alignment.state import Saved, learn_again, learned, to_array
 from surefoot.errors import UsageError
-from tests.alignment.models.tiny import FAMILIES, save_language_model
+from tests.alignment.models.tiny import FAMILIES, language_model, save_language_model
 from tests.alignment.tokenizers import gpt2_like, llama_like, qwen_like, word_level
 
 torch.set_num_threads(1)
@@ -115,6 +119,20 @@ def test_random_numbers_of_an_update_follow_from_its_number_and_leave_no_trace()
     assert torch.equal(drawn(3, 7), first)
     assert not torch.equal(drawn(3, 8), first)
     assert not torch.equal(drawn(4, 7), first)
+
+
+def test_a_sampler_takes_the_way_that_it_took_before():
+    likelihood = Likelihood(language_model("llama"))
+    first, second = (Sampler(likelihood, under=PLAIN, longest=4) for _ in range(2))
+    before = second.state()
+    first._whole("a reason")
+    first._verified = (9, True)
+    state = json.loads(json.dumps(first.state()))
+    assert state != json.loads(json.dumps(before))
+    second.restore(state)
+    assert second.state() == first.state()
+    assert second._way is WholeSequences
+    assert "a reason" in second.notice
 
 
 def example(**changes):

@@ -40,6 +40,11 @@ def at_times(prompts, completions):
 
 def never(prompts, completions):
     return [float("inf")] * len(completions)
+
+def not_at_first(prompts, completions):
+    global calls
+    calls += 1
+    return never(prompts, completions) if calls == 1 else good(prompts, completions)
 '''
 
 
@@ -174,6 +179,15 @@ def test_a_reward_that_is_not_finite_is_left_out_with_its_iteration(folder, tmp_
     assert lines(tmp_path / "skips")[2]["prompts"] == 7
     assert lines(tmp_path / "skips")[1].keys() > lines(tmp_path / "skips")[2].keys()
     assert result["iterations"] == 9
+
+
+def test_where_the_first_iteration_is_left_out_the_second_is_checked_and_settles_the_scale(folder, tmp_path):
+    choices = {"training__on_nonfinite": "skip", "objective__standardize_rewards": "center", "objective__critic": "shared"}
+    reward = f"{folder / 'failing.py'}:not_at_first"
+    result = align(settings("ppo", folder, tmp_path / "run", reward=reward, **choices), quiet=True)
+    assert result["ratio_error"] <= 1e-5
+    scale = Checkpoints(tmp_path / "run").latest()[0].state["run"]["learner"]["reward_scale"]
+    assert scale[0] == pytest.approx(lines(tmp_path / "run")[1]["reward"])
 
 
 def test_in_the_middle_of_an_iteration_the_state_is_kept_for_inspection_alone(folder, tmp_path, monkeypatch):
@@ -386,7 +400,7 @@ def test_the_command_line_says_how_to_go_on(folder, tmp_path, capsys, monkeypatc
 
 def test_a_run_that_is_refused_before_it_began_leaves_nothing(folder, tmp_path):
     broken = settings("dpo", folder, tmp_path / "run")
-    broken = replace(broken, data=replace(broken.data, max_length=1))
+    broken = replace(broken, data=replace(broken.data, max_length=2))
     with pytest.raises(UsageError):
         align(broken, quiet=True)
     assert not (tmp_path / "run").exists()

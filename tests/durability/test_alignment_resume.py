@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from surefoot.alignment import offline
-from surefoot.alignment.rlhf import online
+from surefoot.alignment.rlhf import learner, online
 from surefoot.alignment.training import align
 from surefoot.runs.checkpoints import Checkpoints
 from surefoot.runs.metrics import MetricsWriter
@@ -185,6 +185,16 @@ def test_weights_of_half_the_bits_survive(adapter, folder, tmp_path, monkeypatch
     choices = {"model__precision": "bfloat16", "training__epochs": 2, **adapter}
     align(settings("reward", folder, tmp_path / "whole", **choices), quiet=True)
     stopped = crashed(settings("reward", folder, tmp_path / "stopped", **choices), 5, monkeypatch)
+    resume(stopped)
+    assert_the_same(tmp_path / "whole", stopped)
+
+
+def test_log_probabilities_that_are_computed_again_still_are_after_a_stop(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(learner, "RATIO_TOLERANCE", -1.0)
+    choices = {"objective__weight": "leave-one-out"}
+    align(settings("ppo", folder, tmp_path / "whole", **choices), quiet=True)
+    stopped = crashed(settings("ppo", folder, tmp_path / "stopped", **choices), 5, monkeypatch)
+    assert Checkpoints(stopped).latest()[0].state["run"]["learner"]["scores_again"]
     resume(stopped)
     assert_the_same(tmp_path / "whole", stopped)
 

@@ -174,6 +174,7 @@ class OfflineRun:
         began = time.perf_counter()
         before = method.likelihood.work.operations
         learning_rate = learning_rate_at(self.updates, self.total, training)
+        method.likelihood.forget_positions()
         loss: float | None = None
         norm: float | None = None
         sums = Sums()
