@@ -89,16 +89,17 @@ def train_seeds(
     checkpoint = None if start is None else start.checkpoint
     first = 0 if start is None else start.iteration
     iteration, spaces = make_iteration(configuration, source, list(folders), began=first)
-    if checkpoint is not None:
-        restore(checkpoint, iteration, standing)
-    positions: list[Any] = [None] * count
-    if start is not None:
-        positions = [BEGINNING] * count if checkpoint is None else checkpoint.state["metrics"]
-        standing.resumed.append({"step": first * configuration.slots, "exact": start.exact})
-        Checkpoints(home).forget_after(first * configuration.slots)
     iterations, together = configuration.iterations, configuration.rollouts_per_report
     with ExitStack() as stack:
         stack.callback(iteration.close)
+        if checkpoint is not None:
+            restore(checkpoint, iteration, standing)
+        positions: list[Any] = [None] * count
+        if start is not None:
+            # From here on the folder changes.
+            positions = [BEGINNING] * count if checkpoint is None else checkpoint.state["metrics"]
+            standing.resumed.append({"step": first * configuration.slots, "exact": start.exact})
+            Checkpoints(home).forget_after(first * configuration.slots)
         writers = []
         for (seed, below), position in zip(folders.items(), positions, strict=True):
             single = replace(configuration, run=replace(run, seed=seed, seeds=1, out=str(below)))

@@ -13,8 +13,8 @@ from surefoot.control.algorithms import ALGORITHMS, configuration_for
 from surefoot.control.configuration import PassesConfiguration, TrustRegionConfiguration
 from surefoot.control.environments.select import select_environments
 from surefoot.control.iterations.split import SplitIteration
+from surefoot.control.loop import make_iteration
 from surefoot.control.policies.policy import action_distribution
-from surefoot.control.training import make_iteration
 from surefoot.control.update.estimation import action_values_of, values_of
 from surefoot.control.update.objectives import actor_loss
 from surefoot.control.update.state import initialize, schedule_at, schedules
