@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from surefoot import cli
-from surefoot.alignment import offline
+from surefoot.alignment import offline, training
 from surefoot.alignment.rlhf import online
 from surefoot.alignment.training import align
 from surefoot.errors import RunError, UsageError
@@ -21,6 +21,7 @@ from tests.alignment.tokenizers import word_level
 from tests.durability.alignment_runs import assert_the_same, crashed, files, lines, material, resume, settings
 
 torch.set_num_threads(1)
+MAY_BE_ANYTHING = set()
 FAILING = '''
 import os
 
@@ -354,7 +355,7 @@ def test_two_processes_cannot_write_to_one_run(folder, stopped, tmp_path, monkey
     RunLock(tmp_path / "run").release()
 
 
-def test_settings_that_were_altered_are_refused_with_a_sentence(stopped):
+def test_settings_that_were_altered_are_refused_with_a_sentence(folder, stopped):
     path = stopped / "config.json"
     whole = json.loads(path.read_text())
     for change, said in (
@@ -373,6 +374,58 @@ def test_settings_that_were_altered_are_refused_with_a_sentence(stopped):
     for name in ("beta", "start", "fingerprints"):
         path.write_text(json.dumps({k: v for k, v in whole.items() if k != name}))
         with pytest.raises(UsageError, match=name):
+            resume(stopped)
+    for name, value in (("learning_rate", 0.02), ("beta", 0.2), ("seed", 1), ("lora_rank", 2), ("batch_size", 5)):
+        path.write_text(json.dumps(whole | {name: value}))
+        with pytest.raises(UsageError, match=f"says {name} {value}, where the run had {whole[name]}"):
+            resume(stopped)
+    (folder / "pairs.jsonl").rename(folder / "moved.jsonl")
+    path.write_text(json.dumps(whole | {"keep_checkpoints": 5, "data": str(folder / "moved.jsonl")}))
+    resume(stopped)
+    assert Checkpoints(stopped).steps() == [2, 4, 6, 8, 9]
+
+
+def places(state, path=()):
+    """Where in a state something stands."""
+    for name, value in state.items():
+        yield (*path, name)
+        if isinstance(value, dict):
+            yield from places(value, (*path, name))
+
+
+@pytest.mark.parametrize("method", ["dpo", "ppo"])
+def test_a_checkpoint_with_anything_in_it_is_a_sentence(method, folder, tmp_path, monkeypatch):
+    stopped = crashed(settings(method, folder, tmp_path / "stopped"), 5, monkeypatch)
+    monkeypatch.setattr(offline.OfflineRun, "advance", lambda self: iter(()))
+    monkeypatch.setattr(online.OnlineRun, "advance", lambda self: iter(()))
+    monkeypatch.setattr(training, "save_model", lambda *arguments, **options: None)
+    checkpoint = Checkpoints(stopped).latest()[0]
+    values = ["x", -1, [], {"x": "y"}, [None, 3], True]
+    there = [place for place in places(checkpoint.state) if place[0] not in ("computed_with", "settings") or len(place) == 1]
+    assert len(there) > 30
+    accepted = []
+    for number, (*path, name) in enumerate(there):
+        state = json.loads(json.dumps(checkpoint.state))
+        inner = state
+        for step in path:
+            inner = inner[step]
+        value = values[number % len(values)]
+        inner[name] = value
+        Checkpoints(stopped).write(replace(checkpoint, state=state))
+        try:
+            resume(stopped)
+        except UsageError:
+            continue
+        except RunError:
+            continue
+        accepted.append((name, value))
+        (stopped / "summary.json").unlink()
+    # Numbers of which any could be, and what is no more than shown.
+    assert {name for name, _ in accepted} <= MAY_BE_ANYTHING, accepted
+    for name in ("parameter/model.embed_tokens.weight", "step/model.embed_tokens.weight"):
+        arrays = {other: array for other, array in checkpoint.arrays.items() if other != name}
+        Checkpoints(stopped).write(replace(checkpoint, arrays=arrays))
+        with pytest.raises(UsageError, match="of another run"):
             resume(stopped)
 
 

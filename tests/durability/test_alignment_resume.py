@@ -10,13 +10,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from surefoot.alignment import offline
+from surefoot.alignment import keeping, offline
 from surefoot.alignment.rlhf import learner, online
 from surefoot.alignment.training import align
 from surefoot.runs.checkpoints import Checkpoints
 from surefoot.runs.metrics import MetricsWriter
-from tests.alignment.models.tiny import reward_model, save_language_model
-from tests.alignment.tokenizers import word_level
+from tests.alignment.models.tiny import language_model, reward_model, save_language_model
+from tests.alignment.tokenizers import gpt2_like, word_level
 from tests.durability.alignment_runs import (
     Crash,
     assert_the_same,
@@ -210,6 +210,19 @@ def test_a_reward_model_and_a_critic_made_of_it(folder, tmp_path, monkeypatch):
     assert_the_same(tmp_path / "whole", stopped)
 
 
+def test_a_padding_token_that_a_reward_model_gets_is_got_again_and_not_read_in_the_data(folder, tmp_path, monkeypatch):
+    tokenizer = gpt2_like()
+    model = language_model("gpt2", vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, pad_token_id=None)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    text = (folder / "pairs.jsonl").read_text()
+    (folder / "pairs.jsonl").write_text(text.replace("good", "<|pad|>"))
+    align(settings("reward", folder, tmp_path / "whole"), quiet=True)
+    stopped = crashed(settings("reward", folder, tmp_path / "stopped"), 5, monkeypatch)
+    resume(stopped)
+    assert_the_same(tmp_path / "whole", stopped)
+
+
 def test_the_start_is_kept_and_where_it_came_from_is_not_asked_again(folder, tmp_path, monkeypatch):
     choices = {**ADAPTER, "objective__live_reference": True}
     align(settings("dpo", folder, tmp_path / "whole", **choices), quiet=True)
@@ -244,6 +257,16 @@ def test_a_run_that_was_stopped_before_its_first_update_begins_again(folder, tmp
     assert not Checkpoints(stopped).read(0).arrays  # the start is kept once
     resume(stopped)
     assert_the_same(tmp_path / "whole", stopped)
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(folder, tmp_path, monkeypatch):
+    align(settings("sft", folder, tmp_path / "whole"), quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(keeping.Checkpoints, "write", lambda self, *arguments, **options: (_ for _ in ()).throw(Crash))
+        with pytest.raises(Crash):
+            align(settings("sft", folder, tmp_path / "stopped"), quiet=True)
+    resume(tmp_path / "stopped")
+    assert_the_same(tmp_path / "whole", tmp_path / "stopped")
 
 
 def test_two_halves_at_once_go_on_too(folder, tmp_path, monkeypatch):

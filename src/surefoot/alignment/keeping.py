@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from surefoot.alignment.configuration import TrainingConfiguration
+from surefoot.alignment.configuration import AlignConfiguration
 from surefoot.alignment.nonfinite import NotFinite
 from surefoot.errors import RunError
 from surefoot.runs.cadence import Cadence
@@ -38,15 +39,16 @@ class Keeper:
     run: Run
     writer: MetricsWriter
     """The run's, whose files are cut back to where they were when the run goes on."""
-    training: TrainingConfiguration
+    configuration: AlignConfiguration
     seconds: Callable[[], dict[str, float]]
     """How long the run has taken so far, by name."""
     kept_at: int | None = None
     """Where the last checkpoint was written, or read."""
 
     def __post_init__(self) -> None:
-        self._cadence = Cadence.parse(self.training.checkpoint_every)
-        self._checkpoints = Checkpoints(self.folder, keep=self.training.keep_checkpoints)
+        training = self.configuration.training
+        self._cadence = Cadence.parse(training.checkpoint_every)
+        self._checkpoints = Checkpoints(self.folder, keep=training.keep_checkpoints)
         if self._cadence is not None:
             self._cadence.begin(self.run.step)
 
@@ -81,7 +83,7 @@ class Keeper:
                 self.keep()
                 if not_finite:
                     return NotFinite(f"{error}; the state before it is kept in {self._checkpoints.folder / str(self.run.step)}")
-                return RunError(f"{error}; once that is mended: surefoot resume {self.folder}")
+                return RunError(f"{error}; once that is mended: {shlex.join(['surefoot', 'resume', str(self.folder)])}")
             if not_finite:
                 place = Checkpoints(self.folder, keep=1, name=FAILED_FOLDER).write(self._checkpoint(exact=False))
                 return NotFinite(f"{error}; the state that it was found in is kept in {place}")
@@ -94,6 +96,7 @@ class Keeper:
             "prompts": self.run.prompts,
             "metrics": self.writer.position(),
             "seconds": self.seconds(),
+            "settings": self.configuration.as_dict(),
             "computed_with": computed_with(),
         }
         return Checkpoint(self.run.step, exact, arrays, about)

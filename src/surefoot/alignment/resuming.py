@@ -15,7 +15,7 @@ from surefoot.alignment.start import call_by_name, verified_start
 from surefoot.alignment.training import Session, prepare, teller, train
 from surefoot.errors import UsageError, require
 from surefoot.runs.checkpoints import Checkpoint, Checkpoints
-from surefoot.runs.directory import CONFIGURATION_FILE, SUMMARY_FILE, read_json, write_json
+from surefoot.runs.directory import CONFIGURATION_FILE, METRICS_FILE, SUMMARY_FILE, read_json, write_json
 from surefoot.runs.libraries import changed_versions
 from surefoot.runs.lock import RunLock
 
@@ -23,6 +23,10 @@ ABOUT = ("comparison", "reference_fingerprint", "model_folder", "reward_source")
 """What config.json says of every run beside its settings; the second is there where a policy is compared with a reference."""
 TO_GO_ON = ("start", "fingerprints", "directory", "command")
 """What it says of a run with checkpoints."""
+MAY_CHANGE = ("tensorboard", "checkpoint_every", "keep_checkpoints", "on_nonfinite", "epochs", "out", "samples_every", "cache")
+"""Settings that a run can go on with changed."""
+PLACES = ("model", "data", "split", "eval_data", "reward", "reference_cache")
+"""Those that say where something lies, which is compared itself."""
 
 
 def resume_alignment(run: Path, *, epochs: int | None, exact: bool, quiet: bool, started: float) -> dict[str, Any]:
@@ -66,30 +70,52 @@ def resume_alignment(run: Path, *, epochs: int | None, exact: bool, quiet: bool,
         longer = _with_epochs(configuration, epochs)
         _refuse_finished(run, longer=longer != configuration)
         checkpoints = Checkpoints(run, keep=configuration.training.keep_checkpoints)
-        checkpoint, passed_over = checkpoints.latest(exact=exact)
-        for sentence in passed_over:
-            tell(sentence)
-        step = "iteration" if configuration.method == "ppo" else "update"
-        tell(
-            f"going on from the checkpoint at {step} {checkpoint.step:,}, which is {'exact' if checkpoint.exact else 'not exact'}"
-        )
+        checkpoint = _latest(run, checkpoints, configuration, tell, exact=exact)
         if longer != configuration:
             tell(_about_more_epochs(longer))
         session = _session(longer, recorded, run, checkpoint, tell, quiet=quiet)
-        if changed := changed_versions(checkpoint.state.get("computed_with", {}), computed_with()):
-            tell(f"other than when the checkpoint was written: {changed}; numbers may be rounded otherwise from here on")
         # From here on the folder changes.
-        checkpoints.forget_after(checkpoint.step)
+        if checkpoint is not None:
+            checkpoints.forget_after(checkpoint.step)
         (run / SUMMARY_FILE).unlink(missing_ok=True)
         write_json(run / CONFIGURATION_FILE, recorded | longer.as_dict())
         return train(session, quiet=quiet, started=started)
+
+
+def _latest(
+    run: Path, checkpoints: Checkpoints, configuration: AlignConfiguration, tell: Callable[[str], None], *, exact: bool
+) -> Checkpoint | None:
+    """Where the run goes on; None where it was stopped before it had done or kept anything."""
+    try:
+        checkpoint, passed_over = checkpoints.latest(exact=exact)
+    except UsageError:
+        metrics = run / METRICS_FILE
+        if checkpoints.steps() or (metrics.exists() and metrics.stat().st_size):
+            raise
+        tell("it was stopped before its first checkpoint, and begins at its start")
+        return None
+    for sentence in passed_over:
+        tell(sentence)
+    step = "iteration" if configuration.method == "ppo" else "update"
+    tell(f"going on from the checkpoint at {step} {checkpoint.step:,}, which is {'exact' if checkpoint.exact else 'not exact'}")
+    before, libraries = checkpoint.state.get("settings"), checkpoint.state.get("computed_with")
+    if not isinstance(before, dict) or not isinstance(libraries, dict):
+        raise UsageError(f"the checkpoint at {checkpoint.step} is not that of a run of alignment, or is of another version")
+    for name, value in configuration.as_dict().items():
+        if name not in (*MAY_CHANGE, *PLACES) and before.get(name) != value:
+            raise UsageError(
+                f"{run / CONFIGURATION_FILE} says {name} {value}, where the run had {before.get(name)}; put that back"
+            )
+    if changed := changed_versions(libraries, computed_with()):
+        tell(f"other than when the checkpoint was written: {changed}; numbers may be rounded otherwise from here on")
+    return checkpoint
 
 
 def _session(
     configuration: AlignConfiguration,
     recorded: Mapping[str, Any],
     run: Path,
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | None,
     tell: Callable[[str], None],
     *,
     quiet: bool,
@@ -163,7 +189,7 @@ def _paths_from(configuration: AlignConfiguration, directory: Any) -> AlignConfi
         there = Path(directory, path)
         return name if Path(path).expanduser().exists() or not there.exists() else f"{there}{rest}"
 
-    changes = {}
+    changes: dict[str, Any] = {}
     for part, names in (("data", ("data",)), ("training", ("eval_data",)), ("objective", ("reward", "reference_cache"))):
         value: Any = getattr(configuration, part)
         there = {field.name for field in fields(value)} if value is not None else set()

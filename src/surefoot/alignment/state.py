@@ -119,9 +119,25 @@ def set_numbers(run: Any, names: tuple[str, ...], state: Mapping[str, Any]) -> N
     """The inverse of :func:`numbers_of`.
 
     Raises:
-        UsageError: one is not there.
+        UsageError: one is not there, or is of another kind than the run has now.
     """
     for name in names:
-        if name not in state:
-            raise UsageError(f"the checkpoint does not say {name}; it was altered, or is of another version")
+        if name not in state or not _alike(state[name], getattr(run, name)):
+            raise UsageError(f"the checkpoint's {name} is {state.get(name)!r:.60}; it was altered, or is of another version")
         setattr(run, name, state[name])
+
+
+def _alike(value: Any, present: Any) -> bool:
+    """Whether a value from a file may take the place of the one that is there."""
+    if isinstance(present, dict):
+        numbers = value.values() if isinstance(value, dict) else [None]
+        return all(_is_number(n) or (isinstance(n, list) and len(n) == 2 and all(map(_is_number, n))) for n in numbers)
+    if present is None:
+        return value is None or isinstance(value, str) or _is_number(value)
+    if isinstance(present, int):
+        return type(value) is int and value >= 0
+    return _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -27,7 +27,7 @@ from surefoot.alignment.offline import Offline
 from surefoot.alignment.rlhf.online import Online
 from surefoot.alignment.start import START_FOLDER, start_checksum, start_keeper
 from surefoot.alignment.state import Arrays, State
-from surefoot.errors import RunError, UsageError
+from surefoot.errors import RunError, UsageError, require
 from surefoot.runs.checkpoints import Checkpoint
 from surefoot.runs.directory import CONFIGURATION_FILE, MODEL_FOLDER, SUMMARY_FILE, create_run_folder, write_json
 from surefoot.runs.lock import LOCK_FILE, RunLock
@@ -187,7 +187,7 @@ def train(session: Session, *, quiet: bool, started: float) -> dict[str, Any]:
     """
     configuration, prepared, folder, checkpoint = session.configuration, session.prepared, session.folder, session.checkpoint
     training, name = configuration.training, Path(configuration.model.model).name
-    before: Mapping[str, Any] = {} if checkpoint is None else checkpoint.state
+    before: Mapping[str, Any] = {} if checkpoint is None else _whole(checkpoint)
     spent = before.get("seconds", {"startup": 0.0, "training": 0.0})
     with StopRequest().listening() as stop, ExitStack() as stack:
         writer = stack.enter_context(MetricsWriter(folder, tensorboard=training.tensorboard, resume=before.get("metrics")))
@@ -197,7 +197,7 @@ def train(session: Session, *, quiet: bool, started: float) -> dict[str, Any]:
         progress = Progress(f"{configuration.method} {name}", prepared.prompts, done=done, unit="prompts", quiet=quiet)
         run: Run = prepared.start(folder, writer, stack.enter_context(progress))
         if checkpoint is not None:
-            run.restore(checkpoint.arrays, before["run"])
+            _restore(run, checkpoint)
         startup = spent["startup"] + time.time() - started
         start = time.perf_counter()
 
@@ -205,7 +205,7 @@ def train(session: Session, *, quiet: bool, started: float) -> dict[str, Any]:
             return {"startup": startup, "training": spent["training"] + time.perf_counter() - start}
 
         at = None if checkpoint is None else checkpoint.step
-        keeper = Keeper(folder, run, writer, training, seconds, kept_at=at)
+        keeper = Keeper(folder, run, writer, configuration, seconds, kept_at=at)
         try:
             if checkpoint is None:
                 keeper.keep()
@@ -245,6 +245,25 @@ def train(session: Session, *, quiet: bool, started: float) -> dict[str, Any]:
             save_model(prepared.model, session.tokenizer, folder / MODEL_FOLDER, card=card)
     write_json(folder / SUMMARY_FILE, result)
     return result
+
+
+def _whole(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """A checkpoint's state, with everything in it that is read here."""
+    state = checkpoint.state
+    seconds = state.get("seconds")
+    times = [seconds.get(name) for name in ("startup", "training")] if isinstance(seconds, dict) else [None]
+    good = all(isinstance(time, float) and time >= 0 for time in times) and isinstance(state.get("prompts"), int)
+    if not good or not isinstance(state.get("metrics"), dict) or not isinstance(state.get("run"), dict):
+        raise UsageError(f"the checkpoint at {checkpoint.step} is not that of a run of alignment, or is of another version")
+    return state
+
+
+def _restore(run: Run, checkpoint: Checkpoint) -> None:
+    try:
+        run.restore(checkpoint.arrays, checkpoint.state["run"])
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UsageError(f"the checkpoint at {checkpoint.step} is of another version, or was altered: {error!r}") from error
+    require(run.step == checkpoint.step, f"the checkpoint at {checkpoint.step} says that it is of {run.step}; it was altered")
 
 
 def peak_megabytes() -> float:

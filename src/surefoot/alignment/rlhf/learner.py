@@ -323,7 +323,8 @@ class PolicyOptimization:
         """Be where :meth:`state` was taken."""
         set_numbers(self, NUMBERS, state)
         scale = state["reward_scale"]
-        self._scores_again, self.reward_scale = state["scores_again"], None if scale is None else RewardScale(*scale)
+        self._scores_again = bool(state["scores_again"])
+        self.reward_scale = None if scale is None else RewardScale(*map(float, scale))
         self.sampler.restore(state["sampler"])
         saved = Saved(arrays)
         if self.iterations:

@@ -381,10 +381,10 @@ class OnlineRun:
         set_numbers(self, NUMBERS, state)
         self.before = self.asked
         self.learner.restore(arrays, state["learner"])
-        length = self._length_of_samples()
-        if length > state["samples"]:
-            os.truncate(self.folder / SAMPLES_FILE, state["samples"])
-        elif length < state["samples"]:
+        there, then = self._length_of_samples(), int(state["samples"])
+        if there > then:
+            os.truncate(self.folder / SAMPLES_FILE, then)
+        elif there < then:
             self.progress.say(f"{self.folder / SAMPLES_FILE} is shorter than it was: entries are missing from it")
 
     def _length_of_samples(self) -> int:

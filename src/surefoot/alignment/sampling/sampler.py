@@ -95,7 +95,7 @@ class Sampler:
         """Go on where :meth:`state` was taken."""
         self._way = {way.__name__: way for way in WAYS}[state["way"]]
         length, uneven = state["verified"]
-        self._verified, self.notice = (length, uneven), state["notice"]
+        self._verified, self.notice = (int(length), bool(uneven)), state["notice"]
 
     def sample(self, prompts: Sequence[np.ndarray], *, answers: int, noise: Float[np.ndarray, "N T"]) -> Samples:
         """K answers to each of B prompts.
