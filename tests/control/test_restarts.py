@@ -112,7 +112,7 @@ def test_each_beginning_is_another(backend):
 
     def first_rollout(seed, number):
         source = select_environments("CartPole-v1", backend=backend, num_envs=4, seed=seed, began=number)
-        iteration, _ = make_iteration(configuration, source, [0], began=number)
+        iteration, _ = make_iteration(configuration, source, [seed], began=number)
         rollout, _ = iteration._rollout()
         iteration.close()
         return np.asarray(rollout.observations[0]), np.asarray(rollout.actions)

@@ -58,6 +58,14 @@ def test_what_is_read_is_what_was_written(tmp_path, arrays, state, step, exact):
     shutil.rmtree(tmp_path / "checkpoints")
 
 
+def test_the_order_in_memory_does_not_matter(tmp_path):
+    array = np.arange(6.0).reshape(2, 3)
+    Checkpoints(tmp_path).write(Checkpoint(1, True, {"columns": np.asfortranarray(array), "view": array.T}, {}))
+    read = Checkpoints(tmp_path).read(1).arrays
+    np.testing.assert_array_equal(read["columns"], array)
+    np.testing.assert_array_equal(read["view"], array.T)
+
+
 class Kept:
     """What must be kept, by a plain reading of the rule: the last ones, the best, the last exact one."""
 

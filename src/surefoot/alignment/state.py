@@ -122,18 +122,18 @@ def set_numbers(run: Any, names: tuple[str, ...], state: Mapping[str, Any]) -> N
         UsageError: one is not there, or is of another kind than the run has now.
     """
     for name in names:
-        if name not in state or not _alike(state[name], getattr(run, name)):
+        if name not in state or not _alike(state[name], getattr(run, name), text=name == "ended_early"):
             raise UsageError(f"the checkpoint's {name} is {state.get(name)!r:.60}; it was altered, or is of another version")
         setattr(run, name, state[name])
 
 
-def _alike(value: Any, present: Any) -> bool:
-    """Whether a value from a file may take the place of the one that is there."""
+def _alike(value: Any, present: Any, *, text: bool) -> bool:
+    """Whether a value from a file may take the place of the one that is there; instead of None, a text or a number."""
     if isinstance(present, dict):
         numbers = value.values() if isinstance(value, dict) else [None]
         return all(_is_number(n) or (isinstance(n, list) and len(n) == 2 and all(map(_is_number, n))) for n in numbers)
     if present is None:
-        return value is None or isinstance(value, str) or _is_number(value)
+        return value is None or (isinstance(value, str) if text else _is_number(value))
     if isinstance(present, int):
         return type(value) is int and value >= 0
     return _is_number(value)

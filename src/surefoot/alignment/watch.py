@@ -23,7 +23,9 @@ class ChosenWatch:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Have seen what :meth:`state` says."""
-        self._moved, self._said = None if state["moved"] is None else float(state["moved"]), bool(state["said"])
+        if not isinstance(state["said"], bool):
+            raise TypeError("said is neither true nor false")
+        self._moved, self._said = None if state["moved"] is None else float(state["moved"]), state["said"]
 
     def look(self, metrics: Mapping[str, float]) -> str | None:
         """A sentence where the chosen answers' mean log-ratio, smoothed over updates, has fallen too far; once."""

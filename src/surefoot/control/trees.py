@@ -63,7 +63,8 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _as_kept(leaf: Any) -> np.ndarray:
-    array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    # In rows: a file of another order would be read back scrambled.
+    array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
     return array if array.dtype.kind in KEPT_KINDS else np.frombuffer(array.tobytes(), np.uint8)
 
 

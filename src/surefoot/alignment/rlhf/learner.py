@@ -323,8 +323,12 @@ class PolicyOptimization:
         """Be where :meth:`state` was taken."""
         set_numbers(self, NUMBERS, state)
         scale = state["reward_scale"]
-        self._scores_again = bool(state["scores_again"])
-        self.reward_scale = None if scale is None else RewardScale(*map(float, scale))
+        if not isinstance(state["scores_again"], bool):
+            raise TypeError("scores_again is neither true nor false")
+        self._scores_again = state["scores_again"]
+        if scale is not None:
+            center, deviation = map(float, scale)
+            self.reward_scale = RewardScale(center, deviation)
         self.sampler.restore(state["sampler"])
         saved = Saved(arrays)
         if self.iterations:

@@ -382,6 +382,8 @@ class OnlineRun:
         self.before = self.asked
         self.learner.restore(arrays, state["learner"])
         there, then = self._length_of_samples(), int(state["samples"])
+        if then < 0:
+            raise ValueError(f"samples {then}")
         if there > then:
             os.truncate(self.folder / SAMPLES_FILE, then)
         elif there < then:
