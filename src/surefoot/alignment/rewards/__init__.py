@@ -3,6 +3,6 @@
 from surefoot.alignment.rewards.function import FunctionReward
 from surefoot.alignment.rewards.model import ModelReward
 from surefoot.alignment.rewards.opening import open_reward
-from surefoot.alignment.rewards.source import RewardSource
+from surefoot.alignment.rewards.source import OpenedRewards, RewardSource
 
-__all__ = ["FunctionReward", "ModelReward", "RewardSource", "open_reward"]
+__all__ = ["FunctionReward", "ModelReward", "OpenedRewards", "RewardSource", "open_reward"]

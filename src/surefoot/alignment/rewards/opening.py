@@ -16,14 +16,14 @@ from surefoot.alignment.models.precision import autocast_dtype
 from surefoot.alignment.models.runs import model_of
 from surefoot.alignment.rewards.function import FunctionReward
 from surefoot.alignment.rewards.model import ModelReward
-from surefoot.alignment.rewards.source import RewardSource
+from surefoot.alignment.rewards.source import OpenedRewards
 from surefoot.errors import UsageError
 from surefoot.runs.directory import read_json
 
 
 def open_reward(
     name: str, policy_tokenizer: PreTrainedTokenizerFast, *, settings: ModelConfiguration, share_prompts: bool = True
-) -> RewardSource:
+) -> OpenedRewards:
     """A reward model, or a function.
 
     Args:

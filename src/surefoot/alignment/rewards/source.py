@@ -50,6 +50,10 @@ class RewardSource(Protocol):
         """
         ...
 
+
+class OpenedRewards(RewardSource, Protocol):
+    """Rewards that a user named, which are found again when the run goes on."""
+
     def fingerprint(self) -> str:
         """SHA-256 of what the rewards depend on, as far as it can be seen, in hexadecimal."""
         ...

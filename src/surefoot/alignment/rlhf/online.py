@@ -29,7 +29,7 @@ from surefoot.alignment.preparation import Keep, check_length, live_reference, r
 from surefoot.alignment.randomness import data_order, drawing_anew
 from surefoot.alignment.rewards.model import ModelReward
 from surefoot.alignment.rewards.opening import open_reward
-from surefoot.alignment.rewards.source import RewardSource
+from surefoot.alignment.rewards.source import OpenedRewards
 from surefoot.alignment.rlhf.configuration import PPOConfiguration
 from surefoot.alignment.rlhf.critic import Critic
 from surefoot.alignment.rlhf.learner import Metrics, PolicyOptimization
@@ -55,7 +55,7 @@ class Online:
     tokenizer: PreTrainedTokenizerFast
     data: LoadedPrompts
     likelihood: Likelihood
-    reward: RewardSource
+    reward: OpenedRewards
     critic: Critic | None
     ends: tuple[int, ...]
     reference_fingerprint: str
@@ -158,7 +158,7 @@ def _critic(
     configuration: AlignConfiguration,
     tokenizer: PreTrainedTokenizerFast,
     actor: Likelihood,
-    reward: RewardSource,
+    reward: OpenedRewards,
     groups: list[Group],
     tell: Tell,
 ) -> Critic:
