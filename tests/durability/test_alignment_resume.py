@@ -71,7 +71,7 @@ ONLINE = {
     },
     "gae, shared critic": {"objective__critic": "shared", "objective__value_clip_range": 0.2},
     "gae, adapter": {"objective__critic": "policy", **ADAPTER},
-    "gae, shared critic, adapter with dropout": {"objective__critic": "shared", **ADAPTER, "adapter__lora_dropout": 0.3},
+    "gae, shared critic, adapter": {"objective__critic": "shared", **ADAPTER},
     "leave-one-out": {"objective__weight": "leave-one-out", "objective__target_kl": 0.5},
     "group, adapter": {"objective__weight": "group", **ADAPTER, "training__accumulation": 2},
 }

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from surefoot.runs.checkpoints import Checkpoints
+from tests.control.helpers import configure
 from tests.durability.control_runs import contents, differences
 
 TINY = (
@@ -175,7 +176,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path):
     ("arguments", "words"),
     [
         ("resume nowhere", "nowhere/config.json does not exist"),
-        ("resume", "RUN"),
+        ("resume", "Folder of the run"),
         ("resume other", "is not a run's"),
         ("resume broken", "cannot be read as JSON"),
         ("resume deep", "cannot be read as JSON"),
@@ -208,7 +209,7 @@ def test_mistakes_are_one_sentence_and_status_2(arguments, words, capsys, tmp_pa
 
     monkeypatch.chdir(tmp_path)
     files = {
-        "other": "{}", "broken": "{", "deep": "[" * 100_000, "control": '{"algorithm": "ppo", "env": "CartPole-v1"}',
+        "other": "{}", "broken": "{", "deep": "[" * 100_000, "control": json.dumps(configure().as_dict()),
         "language": '{"method": "sft"}', "none": '{"algorithm": "ppo"}',
     }  # fmt: skip
     for name, text in files.items():

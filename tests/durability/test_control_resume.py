@@ -254,7 +254,7 @@ def test_another_configuration_is_refused(whole, tmp_path):
         ("hidden_sizes", [4], r"config.json says hidden_sizes \[4\]"),
         ("learning_rat", 0.5, "there is no setting 'learning_rat'; did you mean learning_rate"),
         ("epochs", "two", "epochs is 'two', where a whole number is right"),
-        ("max_kl", 0.1, "the actor of ppo takes one step on the whole rollout"),
+        ("max_kl", 0.1, "give either entropy_coefficient, of an objective, or max_kl, of a trust region"),
         ("discount", 3.0, "--discount must lie between 0 and 1"),
         ("checkpoint_every", "often", "--checkpoint-every must be a number of steps"),
     ):

@@ -62,13 +62,13 @@ def test_event_files_are_what_tensorboard_reads(tmp_path):
     steps = (0, 1, 127, 128, 10**10)
     with MetricsWriter(tmp_path) as writer:
         for step in steps:
-            writer.write(step, {"π/ä": step / 3, "second": -1e-30, "absent": None})
+            writer.write(step, {"π/ä": step / 3, "second": -1e-30, "huge": -1e300, "absent": None})
     (file,) = (tmp_path / "tensorboard").iterdir()
     events = [event for event in EventFileLoader(str(file)).Load() if event.HasField("summary")]
     assert [event.step for event in events] == list(steps)
     for event in events:
         values = {v.tag: v.tensor.float_val[0] for v in event.summary.value}
-        assert values == {"π/ä": np.float32(event.step / 3), "second": np.float32(-1e-30)}
+        assert values == {"π/ä": np.float32(event.step / 3), "second": np.float32(-1e-30), "huge": -np.inf}
 
 
 def test_interquartile_mean_by_hand():

@@ -8,6 +8,7 @@ no library writes it.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import socket
 import struct
@@ -32,6 +33,13 @@ def _varint(value: int) -> bytes:
 
 def _field(number: int, kind: int, payload: bytes) -> bytes:
     return bytes([number << 3 | kind]) + (_varint(len(payload)) if kind == BYTES else b"") + payload
+
+
+def _single(value: float) -> bytes:
+    try:
+        return struct.pack("<f", value)
+    except OverflowError:  # finite, but beyond single precision, which is all that the format has
+        return struct.pack("<f", math.copysign(math.inf, value))
 
 
 def _checksum(data: bytes) -> bytes:
@@ -99,7 +107,7 @@ class EventFile:
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Add one point to each named curve."""
         values = b"".join(
-            _field(1, BYTES, _field(1, BYTES, name.encode()) + _field(2, FLOAT, struct.pack("<f", value)))
+            _field(1, BYTES, _field(1, BYTES, name.encode()) + _field(2, FLOAT, _single(value)))
             for name, value in scalars.items()
         )
         self._append(_field(2, VARINT, _varint(step)) + _field(5, BYTES, values))

@@ -189,6 +189,8 @@ class TrainConfiguration:
         if not isinstance(algorithm, str) or not algorithm.isprintable():
             raise UsageError("algorithm is not a printable text; give the name of one, such as ppo")
         parts = {name: part_from(kind, settings) for name, kind in kinds.items()}
+        if ("objective" in kinds) == ("trust_region" in kinds):
+            raise UsageError("give either entropy_coefficient, of an objective, or max_kl, of a trust region")
         return TrainConfiguration(algorithm=algorithm, **({"objective": None} | parts))
 
     def idle_options(self) -> dict[str, str]:
