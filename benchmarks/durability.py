@@ -4,8 +4,8 @@
     python benchmarks/durability.py --count 12 --only ppo-envpool
 
 Each run is a process that gets SIGKILL at a random moment, start-up included, once to three times; `surefoot resume --exact` goes on
-each time. Then its weights, its last checkpoint and its metrics must be those of the run of the same command that nobody stopped; only
-what a clock says may differ. Writes benchmarks/results/durability.json: every run with its kills, and what differed.
+each time. Then its weights, its last checkpoint, its metrics and its sample answers must be those of the run of the same command that
+nobody stopped; only what a clock says may differ. Writes benchmarks/results/durability.json: every run with its kills, and what differed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,24 @@ CASES: dict[str, str] = {
     "ppo-envpool-mujoco": f"train ppo --env HalfCheetah-v5 --backend envpool --epochs 2 --total-steps 24576 {HOST} {NETWORK}",
     "a2c-envpool": f"train a2c --env CartPole-v1 --backend envpool --total-steps 60000 {HOST} {NETWORK}",
 }
-WEIGHTS = ("policy/*.safetensors", "model/*.safetensors", "adapter/*.safetensors")
+PAIRS = "--data {task}/pairs.jsonl"
+ALIGNED = "--batch-size 16 --checkpoint-every 8 --quiet"
+ADAPTED = "--lora-rank 4 --lora-dropout 0.1"
+ONLINE = "--data {task}/sft.jsonl --reward surefoot.alignment.tasks.grammar:reward_function --answers-per-prompt 2 --longest-answer 16"
+CASES |= {
+    "sft": f"align sft --model {{task}}/model --data {{task}}/sft.jsonl --epochs 10 {ALIGNED}",
+    "sft-adapter": f"align sft --model {{task}}/model --data {{task}}/sft.jsonl --epochs 10 {ADAPTED} {ALIGNED}",
+    "reward": f"align reward --model {{task}}/model {PAIRS} --epochs 10 {ALIGNED}",
+    "reward-ranked-adapter": f"align reward --model {{task}}/model --data {{task}}/ranked.jsonl --epochs 6 {ADAPTED} {ALIGNED}",
+    "dpo": f"align dpo --model {{task}}/model {PAIRS} --eval-data {{task}}/clean.jsonl --patience 9 --epochs 8 {ALIGNED}",
+    "dpo-reference-live": f"align dpo --model {{task}}/model {PAIRS} --reference live --epochs 8 {ALIGNED}",
+    "dpo-ranked-adapter": f"align dpo --model {{task}}/model --data {{task}}/ranked.jsonl --epochs 6 {ADAPTED} {ALIGNED}",
+    "align-ppo": f"align ppo --model {{task}}/model {ONLINE} --epochs 2 {ALIGNED}",
+    "align-ppo-adapter": f"align ppo --model {{task}}/model {ONLINE} --epochs 2 --lora-rank 4 --critic shared {ALIGNED}",
+    "align-grpo": f"align ppo --model {{task}}/model {ONLINE} --weight group --epochs 2 {ALIGNED}",
+}
+TASK = "task grammar --prompts 256 --held-out 32 --hidden-size 32 --layers 1 --quiet"
+WEIGHTS = ("policy/*.safetensors", "model/*.safetensors", "adapter/*.safetensors", "samples.jsonl")
 MOST_KILLS = 3
 
 
@@ -51,6 +68,16 @@ def start(command: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "surefoot", *command.split()], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
+
+
+def run_whole(command: str) -> float:
+    """Seconds of a command that nobody stops."""
+    began = time.monotonic()
+    process = start(command)
+    errors = process.communicate()[1]
+    if process.returncode != 0:
+        raise SystemExit(f"surefoot {command} does not run: {errors}")
+    return time.monotonic() - began
 
 
 def of_no_clock(line: dict[str, Any]) -> dict[str, Any]:
@@ -77,14 +104,14 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     return [name for name in sorted(a.keys() | b.keys()) if repr(a.get(name)) != repr(b.get(name))]
 
 
-def stopped_and_gone_on_with(case: str, run: Path, seconds: float, rng: random.Random) -> dict[str, Any]:
+def stopped_and_gone_on_with(command: str, run: Path, seconds: float, rng: random.Random) -> dict[str, Any]:
     """One run to its end, killed at random moments within the ``seconds`` that it takes."""
     kills: list[dict[str, Any]] = []
     wanted = rng.randint(1, MOST_KILLS)
     while True:
         begun = (run / "config.json").exists()
-        process = start(f"resume {run} --exact --quiet" if begun else f"{CASES[case]} --out {run}")
-        wait = rng.uniform(0, 1.1 * seconds) if len(kills) < wanted else None
+        process = start(f"resume {run} --exact --quiet" if begun else f"{command} --out {run}")
+        wait = rng.uniform(0, seconds) if len(kills) < wanted else None
         try:
             _, errors = process.communicate(timeout=wait)
         except subprocess.TimeoutExpired:
@@ -107,18 +134,19 @@ def main() -> None:
     names = [name for name in CASES if not chosen.only or name in chosen.only]
     rng, rows = random.Random(chosen.seed), []
     with tempfile.TemporaryDirectory() as folder:
+        task = Path(folder) / "task"
+        run_whole(f"{TASK} --out {task}")
         references: dict[str, tuple[dict[str, Any], float]] = {}
         for i in range(chosen.count):
             case = names[i % len(names)]
+            command = CASES[case].format(task=task)
             if case not in references:
-                whole, began = Path(folder) / f"{case}-whole", time.monotonic()
-                process = start(f"{CASES[case]} --out {whole}")
-                if process.communicate()[1] and process.returncode != 0:
-                    raise SystemExit(f"{case} does not run")
-                references[case] = contents(whole), time.monotonic() - began
+                whole = Path(folder) / f"{case}-whole"
+                seconds = run_whole(f"{command} --out {whole}")
+                references[case] = contents(whole), seconds
             reference, seconds = references[case]
             run = Path(folder) / f"{case}-{i}"
-            row = {"case": case, **stopped_and_gone_on_with(case, run, seconds, rng)}
+            row = {"case": case, **stopped_and_gone_on_with(command, run, seconds, rng)}
             row["differs"] = differences(reference, contents(run))
             rows.append(row)
             print(json.dumps({"run": i + 1, **row}), flush=True)
@@ -127,7 +155,7 @@ def main() -> None:
         own = [row for row in rows if row["case"] == name]
         same = sum(not row["differs"] and "failed" not in row for row in own)
         by_case[name] = {
-            "command": f"surefoot {CASES[name]}",
+            "command": f"surefoot {CASES[name].format(task='TASK')}",
             "runs": len(own),
             "kills": sum(len(r["kills"]) for r in own),
             "same": same,
@@ -137,6 +165,7 @@ def main() -> None:
         "runs": len(rows),
         "kills": kills,
         "same": sum(c["same"] for c in by_case.values()),
+        "task": f"surefoot {TASK}",
         "cases": by_case,
         "each": rows,
     }

@@ -77,12 +77,13 @@ def run(arguments: list[str]) -> int:
     report["seconds"] = round(time.perf_counter() - began, 1)
     if not chosen.output.quiet:
         print(frontier_text(report), file=sys.stderr if chosen.output.json else sys.stdout)
+    if chosen.out is not None:
+        # Before anything is drawn: what took minutes is not lost to a figure that cannot be made.
+        write_json(chosen.out / "frontier.json", report)
     figure = chosen.figure or (None if chosen.out is None else chosen.out / "frontier.png")
     if figure is not None:
         draw_frontier(report, figure)
-    if chosen.out is not None:
-        write_json(chosen.out / "frontier.json", report)
-        if any(report.get(part) for part in FAILURES):
-            draw_failures(report, chosen.out / "failures.png")
+    if chosen.out is not None and any(report.get(part) for part in FAILURES):
+        draw_failures(report, chosen.out / "failures.png")
     chosen.output.give(report)
     return DONE

@@ -27,6 +27,7 @@ from surefoot.alignment.exact.runs import (
 )
 from surefoot.alignment.exact.tasks import mean_kl_divergence, measure_policy, optimal_policy
 from surefoot.cli import main
+from surefoot.commands import frontier as frontier_command
 from surefoot.errors import UsageError
 
 EVERYTHING = {
@@ -259,6 +260,17 @@ def test_the_command_gives_rows_and_writes_what_it_says(tmp_path, capsys):
     assert json.loads((out / "frontier.json").read_text()) == report
     assert sorted(path.name for path in out.iterdir()) == ["frontier.json", "frontier.png"]
     assert "π*" in captured.err
+
+
+def test_results_outlive_a_figure_that_cannot_be_drawn(report, tmp_path, monkeypatch):
+    def cannot(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("surefoot.alignment.exact.frontier.frontier_report", lambda *_, **__: report)
+    monkeypatch.setattr("surefoot.alignment.exact.figure.draw_frontier", cannot)
+    with pytest.raises(MemoryError):
+        frontier_command.run(["--quick", "--quiet", "--out", str(tmp_path)])
+    assert json.loads((tmp_path / "frontier.json").read_text())["rows"] == json.loads(json.dumps(report["rows"]))
 
 
 def test_the_command_refuses_what_would_do_nothing(tmp_path, capsys):
