@@ -121,9 +121,21 @@ def test_help_names_every_command_and_no_other(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     commands = [line.split()[0] for line in text.split("commands:\n")[1].splitlines() if re.match("  [a-z]", line)]
-    assert commands == ["train", "align", "resume", "evaluate", "inspect", "generate", "task", "gradients", "frontier", "demo"]
+    assert commands == [
+        "train",
+        "align",
+        "resume",
+        "evaluate",
+        "export",
+        "inspect",
+        "generate",
+        "task",
+        "gradients",
+        "frontier",
+        "demo",
+    ]
     named = (*(f"train {algorithm}" for algorithm in ALGORITHMS), *(f"align {method}" for method in METHODS), "task grammar")
-    for command in (*named, "resume", "evaluate", "inspect", "generate", "gradients", "frontier", "demo"):
+    for command in (*named, "resume", "evaluate", "export", "inspect", "generate", "gradients", "frontier", "demo"):
         done = run(f"{command} --help")
         assert done.returncode == 0
         assert "--json" in done.stdout

@@ -7,13 +7,14 @@ import sys
 import time
 from collections.abc import Sequence
 
-from surefoot.commands import align, demo, evaluate, frontier, generate, gradients, inspect, resume, task, train
+from surefoot.commands import align, demo, evaluate, export, frontier, generate, gradients, inspect, resume, task, train
 from surefoot.commands.options import DONE, FAILED, WRONG_INPUT, hyphenated
 from surefoot.errors import RunError, UsageError
 
 STARTED = time.time()
 EXTRAS = dict.fromkeys(("jax", "gymnasium", "optax", "flax"), "control")
 EXTRAS |= dict.fromkeys(("torch", "transformers", "tokenizers", "peft", "datasets", "pyarrow"), "alignment")
+EXTRAS |= dict.fromkeys(("onnx", "onnxruntime"), "onnx")
 """Which extra brings which library."""
 
 HELP = """usage: surefoot COMMAND ...
@@ -26,6 +27,7 @@ commands:
                              train a language model: sft, reward, dpo, ppo
   resume RUN                 go on with a run that was stopped (--checkpoint-every)
   evaluate RUN               run a trained policy for whole episodes, or score held-out preferences
+  export RUN                 write a trained policy as an ONNX file, which needs neither surefoot nor JAX
   inspect DATA --model MODEL show prompts or preference data token by token
   generate MODEL --data DATA sample answers to prompts, for reading
   task grammar --out FOLDER  write a generated language task: data, and a tiny model
@@ -100,6 +102,8 @@ def _dispatch(arguments: list[str]) -> int:
         return task.run(rest)
     if command == "evaluate":
         return evaluate.run(rest)
+    if command == "export":
+        return export.run(rest)
     if command == "gradients":
         return gradients.run(rest)
     if command == "frontier":
@@ -108,5 +112,5 @@ def _dispatch(arguments: list[str]) -> int:
         return demo.run(rest, started=STARTED)
     raise UsageError(
         f"there is no command {command!r}; "
-        "there are train, align, resume, evaluate, inspect, generate, task, gradients, frontier and demo"
+        "there are train, align, resume, evaluate, export, inspect, generate, task, gradients, frontier and demo"
     )

@@ -1,0 +1,64 @@
+"""``surefoot export``: a trained policy as a file that needs neither surefoot nor JAX."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from surefoot.commands.options import DONE, Output, parse
+from surefoot.errors import UsageError, require
+from surefoot.runs.directory import CONFIGURATION_FILE, MODEL_FOLDER, POLICY_FOLDER, read_json
+
+FILE = "policy.onnx"
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the policy of a run as an ONNX file, with its normaliser and the bounds of its actions inside, and compare the
+    file with the policy on random observations; one that differs is not kept.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    format: Literal["onnx"] = "onnx"
+    """What is written."""
+    out: Path | None = None
+    """The file; by default policy/policy.onnx in the run's folder."""
+    output: tyro.conf.OmitArgPrefixes[Output] = field(default_factory=Output)
+
+
+def run(arguments: list[str]) -> int:
+    """Export, and report."""
+    chosen: Export = parse(Export, arguments, program="surefoot export")
+    configuration = chosen.run / CONFIGURATION_FILE
+    if configuration.exists() and "method" in read_json(configuration):
+        raise UsageError(
+            f"{chosen.run} is a run of `surefoot align`, which needs no export: its model folder,"
+            f" {chosen.run / MODEL_FOLDER}, is a Hugging Face folder already"
+        )
+    file = chosen.out or chosen.run / POLICY_FOLDER / FILE
+    require(file.suffix == ".onnx" and not file.is_dir(), f"--out must be a file whose name ends in .onnx, but is {file}")
+    from surefoot.control.policies.policy import load_policy
+
+    policy = load_policy(chosen.run)
+    from surefoot.control.onnx_export.export import export_policy
+
+    result = export_policy(policy, file)
+    if not chosen.output.quiet:
+        print(_sentence(result), file=sys.stderr)
+    chosen.output.give(result)
+    return DONE
+
+
+def _sentence(result: dict[str, Any]) -> str:
+    differences = ", ".join(f"{name} {value:.2g}" for name, value in result["largest_difference"].items())
+    ties = f"; {result['ties']} actions are other ones, as probable within rounding" if result["ties"] else ""
+    return (
+        f"{result['env']}: written to {result['file']} ({result['bytes']:,} bytes); on"
+        f" {result['observations_compared']:,} random observations the largest difference from the policy is"
+        f" {differences}{ties}"
+    )
