@@ -114,7 +114,7 @@ CHOICES = {
         {"normalized": False, "activation": "relu"},
     ),
     "bits, long integers": (Box(-(2**60), 2**60, (4,), np.int64), MultiBinary(3), {"spread": 1e30}),
-    "no hidden layer, booleans": (Box(0, 1, (4,), np.bool_), Discrete(5), {"hidden": (), "spread": 0.2}),
+    "no hidden layer, booleans": (Box(0, 1, (4,), np.bool_), Discrete(2), {"hidden": (), "normalized": False}),
 }
 BOXES = {
     "scaled": (parts(np.float32), Box(np.float32([2, -1]), np.float32([6, 1])), {}),
@@ -125,19 +125,33 @@ BOXES = {
     ),
     "float64, half bounded, no normaliser": (
         Box(-np.inf, np.inf, (4,), np.float64),
-        Box(np.asarray([0.1, 0.0]), np.asarray([0.7, np.inf]), dtype=np.float64),
+        Box(np.asarray([0.7, 0.0]), np.asarray([0.8, np.inf]), dtype=np.float64),
         {"normalized": False},
     ),
     "one value only": (Box(-np.inf, np.inf, (4,), np.float32), Box(np.float32([3, -9]), np.float32([3, 1e5])), {}),
 }
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Policy, result and file of a case, written once."""
+    done = {}
+
+    def export(case):
+        if case not in done:
+            observation_space, action_space, options = (CHOICES | BOXES)[case]
+            observation_space.seed(0)
+            policy, file = policy_for(observation_space, action_space, **options), tmp_path_factory.mktemp("file") / "a.onnx"
+            done[case] = policy, export_policy(policy, file, environment=lambda: Random(observation_space, action_space)), file
+        return done[case]
+
+    return export
+
+
 @pytest.mark.parametrize("case", CHOICES)
-def test_choices_are_those_of_a_forward_pass_by_hand(case, tmp_path):
-    observation_space, action_space, options = CHOICES[case]
-    policy = policy_for(observation_space, action_space, **options)
-    result = export_policy(policy, tmp_path / "a.onnx", environment=lambda: Random(observation_space, action_space))
-    session = opened(tmp_path / "a.onnx")
+def test_choices_are_those_of_a_forward_pass_by_hand(case, exported):
+    (observation_space, action_space, _), (policy, result, file) = CHOICES[case], exported(case)
+    session = opened(file)
     assert [output.name for output in session.get_outputs()] == ["action", "logits"]
     observations = np.stack([observation_space.sample() for _ in range(300)])
     got, logits = answers(session, observations), network_by_hand(policy, observations)
@@ -159,11 +173,9 @@ def test_choices_are_those_of_a_forward_pass_by_hand(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", BOXES)
-def test_continuous_actions_are_those_of_a_forward_pass_by_hand(case, tmp_path):
-    observation_space, action_space, options = BOXES[case]
-    policy = policy_for(observation_space, action_space, **options)
-    result = export_policy(policy, tmp_path / "a.onnx", environment=lambda: Random(observation_space, action_space))
-    session = opened(tmp_path / "a.onnx")
+def test_continuous_actions_are_those_of_a_forward_pass_by_hand(case, exported):
+    (observation_space, action_space, _), (policy, result, file) = BOXES[case], exported(case)
+    session = opened(file)
     assert [output.name for output in session.get_outputs()] == ["action", "mean", "log_std"]
     observations = np.stack([observation_space.sample() for _ in range(300)])
     got, outputs = answers(session, observations), network_by_hand(policy, observations)
@@ -183,28 +195,20 @@ def test_continuous_actions_are_those_of_a_forward_pass_by_hand(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", [*CHOICES, *BOXES])
-def test_actions_are_those_that_an_evaluation_takes(case, tmp_path):
-    observation_space, action_space, options = (CHOICES | BOXES)[case]
-    policy, environments = policy_for(observation_space, action_space, **options), []
+def test_actions_are_those_that_an_evaluation_takes(case, tmp_path, exported):
+    (observation_space, action_space, _), (policy, _, file), environments = (CHOICES | BOXES)[case], exported(case), []
     policy.save(tmp_path)
     environment = lambda: environments.append(Random(observation_space, action_space)) or environments[-1]  # noqa: E731
     evaluate(tmp_path, episodes=4, deterministic=True, environment=environment)
     observations, taken = (np.stack(column) for column in zip(*(d for e in environments for d in e.done), strict=True))
     assert len(taken) >= 24
-    export_policy(policy, tmp_path / "a.onnx", environment=environment)
-    got = answers(opened(tmp_path / "a.onnx"), observations)["action"]
+    got = answers(opened(file), observations)["action"]
     assert got.dtype == taken.dtype
     np.testing.assert_allclose(got, taken, rtol=1e-5, atol=1e-5 if action_space.dtype.kind == "f" else 0)
 
 
-def test_the_file_stands_alone_and_says_where_it_comes_from(tmp_path):
-    observation_space, action_space, options = BOXES["float64, half bounded, no normaliser"]
-    file = tmp_path / "alone" / "a.onnx"
-    result = export_policy(
-        policy_for(observation_space, action_space, **options),
-        file,
-        environment=lambda: Random(observation_space, action_space),
-    )
+def test_the_file_stands_alone_and_says_where_it_comes_from(exported):
+    _, result, file = exported("float64, half bounded, no normaliser")
     assert [path.name for path in file.parent.iterdir()] == ["a.onnx"], "weights are inside, and nothing is left aside"
     model = onnx.load(file, load_external_data=False)
     assert all(constant.data_location == onnx.TensorProto.DEFAULT for constant in model.graph.initializer)
@@ -217,7 +221,7 @@ def test_the_file_stands_alone_and_says_where_it_comes_from(tmp_path):
     assert properties["surefoot_version"] == surefoot.__version__
     assert json.loads(properties["observation_space"])["low"] == ["-inf"] * 4
     said = json.loads(properties["action_space"])
-    assert said == {"type": "Box", "dtype": "float64", "shape": [2], "low": [0.1, 0.0], "high": [0.7, "inf"]}
+    assert said == {"type": "Box", "dtype": "float64", "shape": [2], "low": [0.7, 0.0], "high": [0.8, "inf"]}
     assert result["bytes"] == file.stat().st_size
     session = opened(file)
     assert [entry.shape for entry in session.get_inputs()] == [["batch", 4]]
@@ -332,11 +336,12 @@ def test_runs_without_one_policy_are_refused(tmp_path, capsys):
     for folder, settings in ((aligned, {"method": "dpo"}), (unfinished, {"algorithm": "ppo"})):
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(settings))
+    (aligned / "model").mkdir()
     policy = policy_for(*CHOICES["discrete"][:2])
     for seed in range(2):
         policy.save(seeds / f"seed-{seed}")
     for arguments, words in (
-        ([aligned], f"{aligned / 'model'}, is a Hugging Face folder already"),
+        ([aligned], f"its result, {aligned / 'model'}, is a Hugging Face folder already"),
         ([unfinished], "holds a run without a policy"),
         ([seeds], f"holds several seeds; give the folder of one, such as {seeds / 'seed-0'}"),
         ([tmp_path / "nowhere"], "is not a run"),

@@ -36,9 +36,10 @@ def run(arguments: list[str]) -> int:
     chosen: Export = parse(Export, arguments, program="surefoot export")
     configuration = chosen.run / CONFIGURATION_FILE
     if configuration.exists() and "method" in read_json(configuration):
+        model = chosen.run / MODEL_FOLDER
         raise UsageError(
-            f"{chosen.run} is a run of `surefoot align`, which needs no export: its model folder,"
-            f" {chosen.run / MODEL_FOLDER}, is a Hugging Face folder already"
+            f"{chosen.run} is a run of `surefoot align`, which needs no export: its result, {model}, is a Hugging Face folder"
+            f" {'already' if model.is_dir() else 'from the moment that the run has one'}"
         )
     file = chosen.out or chosen.run / POLICY_FOLDER / FILE
     require(file.suffix == ".onnx" and not file.is_dir(), f"--out must be a file whose name ends in .onnx, but is {file}")
