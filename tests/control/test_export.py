@@ -21,6 +21,7 @@ import surefoot
 from surefoot.cli import main
 from surefoot.control.evaluation import evaluate
 from surefoot.control.onnx_export import export as exporting
+from surefoot.control.onnx_export import graph
 from surefoot.control.onnx_export.export import export_policy
 from surefoot.control.policies.networks import draw_network
 from surefoot.control.policies.normalization import RunningStatistics
@@ -286,7 +287,7 @@ def test_choices_that_are_equally_good_within_rounding_are_counted(tmp_path, mon
     assert result["ties"] > 4000
 
 
-def test_weights_that_are_not_finite_and_types_that_onnx_lacks_are_refused(tmp_path):
+def test_what_a_file_cannot_hold_is_refused(tmp_path, monkeypatch):
     observation_space, action_space, _ = CHOICES["discrete"]
     policy = policy_for(observation_space, action_space)
     policy.parameters["layer_1/bias"][2] = np.nan
@@ -296,6 +297,9 @@ def test_weights_that_are_not_finite_and_types_that_onnx_lacks_are_refused(tmp_p
     wide = Box(-1, 1, (4,), np.longdouble)
     with pytest.raises(UsageError, match="ONNX has no numbers of type"):
         export_policy(policy_for(wide, action_space), tmp_path / "a.onnx", environment=lambda: Random(wide, action_space))
+    monkeypatch.setattr(graph, "LARGEST_FILE", 500)
+    with pytest.raises(UsageError, match="exceed the 2 GiB"):
+        export_policy(policy_for(observation_space, action_space), tmp_path / "a.onnx", environment=environment)
     assert not list(tmp_path.iterdir())
 
 
