@@ -17,17 +17,17 @@ from surefoot.alignment.data.prompts import Prompt
 from surefoot.alignment.data.tokenization.encoder import content_of
 from surefoot.alignment.data.tokenization.templates import template_of
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
+from surefoot.alignment.durability.start import keep_start, start_checksum, verified_start
+from surefoot.alignment.durability.state import Saved, learn_again, learned, to_array
+from surefoot.alignment.learning.optimization import make_optimizer
+from surefoot.alignment.learning.randomness import data_order, drawing_anew
 from surefoot.alignment.likelihood.distribution import PLAIN
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.models.configuration import ModelConfiguration
 from surefoot.alignment.models.fingerprint import weights_fingerprint
 from surefoot.alignment.models.loading import load_policy
-from surefoot.alignment.optimization import make_optimizer
-from surefoot.alignment.randomness import data_order, drawing_anew
 from surefoot.alignment.sampling.decoding import WholeSequences
 from surefoot.alignment.sampling.sampler import Sampler
-from surefoot.alignment.start import keep_start, start_checksum, verified_start
-from surefoot.alignment.state import Saved, learn_again, learned, to_array
 from surefoot.errors import UsageError
 from tests.alignment.models.tiny import FAMILIES, language_model, save_language_model
 from tests.alignment.tokenizers import gpt2_like, llama_like, qwen_like, word_level

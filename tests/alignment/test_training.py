@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from surefoot.alignment.configuration import configure
 from surefoot.alignment.evaluation import evaluate_alignment
-from surefoot.alignment.optimization import learning_rate_at
+from surefoot.alignment.learning.optimization import learning_rate_at
 from surefoot.alignment.training import align
 from surefoot.errors import RunError, UsageError
 from surefoot.runs.metrics import read_metrics
@@ -395,7 +395,7 @@ def test_the_step_size_rises_and_falls_as_it_is_said_to():
 
 
 def test_the_warning_when_the_chosen_answers_lose_likelihood():
-    from surefoot.alignment.watch import ChosenWatch
+    from surefoot.alignment.learning.watch import ChosenWatch
 
     watch = ChosenWatch()
     assert watch.look({"loss": 1.0}) is None

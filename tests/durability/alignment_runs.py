@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from surefoot.alignment.configuration import AlignConfiguration, configure
-from surefoot.alignment.resuming import resume_alignment
+from surefoot.alignment.durability.resuming import resume_alignment
 from surefoot.alignment.training import align
 from surefoot.runs.checkpoints import Checkpoints
 from surefoot.runs.metrics import MetricsWriter, read_metrics

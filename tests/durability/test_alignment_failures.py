@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from surefoot import cli
-from surefoot.alignment import offline, training
+from surefoot.alignment import training
+from surefoot.alignment.learning import offline
 from surefoot.alignment.rlhf import online
 from surefoot.alignment.training import align
 from surefoot.errors import RunError, UsageError

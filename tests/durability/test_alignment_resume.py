@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from surefoot.alignment import keeping, offline
+from surefoot.alignment.durability import keeping
+from surefoot.alignment.learning import offline
 from surefoot.alignment.rlhf import learner, online
 from surefoot.alignment.training import align
 from surefoot.runs.checkpoints import Checkpoints

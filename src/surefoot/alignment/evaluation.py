@@ -14,6 +14,8 @@ from surefoot.alignment.configuration import OBJECTIVES, DPOConfiguration, Rewar
 from surefoot.alignment.data.configuration import DataConfiguration, FormatName
 from surefoot.alignment.data.loading import load_examples
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
+from surefoot.alignment.durability.start import START_FOLDER
+from surefoot.alignment.learning.offline import evaluate_examples
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.methods.comparisons import choose_comparison
 from surefoot.alignment.methods.dpo import DirectPreferenceOptimization
@@ -24,10 +26,8 @@ from surefoot.alignment.models.configuration import ModelConfiguration
 from surefoot.alignment.models.fingerprint import weights_fingerprint
 from surefoot.alignment.models.loading import load_policy, load_reward_model
 from surefoot.alignment.models.precision import autocast_dtype
-from surefoot.alignment.offline import evaluate_examples
 from surefoot.alignment.preparation import longest
 from surefoot.alignment.reference import LiveReference
-from surefoot.alignment.start import START_FOLDER
 from surefoot.errors import UsageError, require
 from surefoot.runs.directory import CONFIGURATION_FILE, MODEL_FOLDER, read_json
 

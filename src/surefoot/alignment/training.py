@@ -19,14 +19,14 @@ from transformers import PreTrainedTokenizerFast
 
 from surefoot.alignment.configuration import AlignConfiguration
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
-from surefoot.alignment.keeping import Keeper
+from surefoot.alignment.durability.keeping import Keeper
+from surefoot.alignment.durability.start import START_FOLDER, start_checksum, start_keeper
+from surefoot.alignment.durability.state import Arrays, State
+from surefoot.alignment.learning.offline import Offline
 from surefoot.alignment.models.card import model_card
 from surefoot.alignment.models.runs import model_of
 from surefoot.alignment.models.saving import save_model
-from surefoot.alignment.offline import Offline
 from surefoot.alignment.rlhf.online import Online
-from surefoot.alignment.start import START_FOLDER, start_checksum, start_keeper
-from surefoot.alignment.state import Arrays, State
 from surefoot.errors import RunError, UsageError, require
 from surefoot.runs.checkpoints import Checkpoint
 from surefoot.runs.directory import CONFIGURATION_FILE, MODEL_FOLDER, SUMMARY_FILE, create_run_folder, write_json

@@ -46,7 +46,7 @@ def run(arguments: list[str], *, started: float) -> int:
             raise UsageError(
                 f"--total-steps does nothing for {chosen.run}, a run of `surefoot align`; --epochs makes it longer"
             )
-        from surefoot.alignment.resuming import resume_alignment
+        from surefoot.alignment.durability.resuming import resume_alignment
 
         result = resume_alignment(chosen.run, epochs=chosen.epochs, exact=chosen.exact, quiet=quiet, started=started)
         status = align.report(result)

@@ -12,10 +12,10 @@ import pytest
 import torch
 import transformers
 
+from surefoot.alignment.learning.optimization import descend
 from surefoot.alignment.likelihood.distribution import PLAIN
 from surefoot.alignment.likelihood.likelihood import CompletionLogProbabilities, Likelihood, Work
 from surefoot.alignment.models.adapters import trainable_parameters
-from surefoot.alignment.optimization import descend
 from surefoot.alignment.preparation import live_reference
 from surefoot.alignment.rlhf import learner as learning
 from surefoot.alignment.rlhf.critic import Critic

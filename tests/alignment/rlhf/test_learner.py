@@ -229,7 +229,7 @@ def test_with_an_adapter_the_reference_is_the_policy_without_it():
 
 def test_one_thread_does_not_switch_the_adapter_on_while_another_reads_the_reference():
     from surefoot.alignment.configuration import configure
-    from surefoot.alignment.halves import can_be_computed_at_once
+    from surefoot.alignment.learning.halves import can_be_computed_at_once
 
     model = add_adapter(language_model().train(), AdapterConfiguration(lora_rank=2), seed=0)
     likelihood = Likelihood(model)

@@ -20,14 +20,14 @@ from surefoot.alignment.exact.language import LanguageTask, to_examples
 from surefoot.alignment.exact.models import critic_of, scoring_model
 from surefoot.alignment.exact.rankings import Rankings, sample_rankings
 from surefoot.alignment.exact.rewards import prompts_of
+from surefoot.alignment.learning.offline import evaluate_examples
+from surefoot.alignment.learning.optimization import descend, learning_rate_at, make_optimizer
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.methods.comparisons import Comparison
 from surefoot.alignment.methods.dpo import DirectPreferenceOptimization
 from surefoot.alignment.methods.method import Method
 from surefoot.alignment.methods.reward import RewardModelling
 from surefoot.alignment.models.adapters import trainable_parameters
-from surefoot.alignment.offline import evaluate_examples
-from surefoot.alignment.optimization import descend, learning_rate_at, make_optimizer
 from surefoot.alignment.reference import KeptReference, LiveReference
 from surefoot.alignment.rewards.source import RewardSource
 from surefoot.alignment.rlhf.configuration import PPOConfiguration

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from surefoot.alignment.data.prompts import Prompt
 from surefoot.alignment.data.tokenization.decoding import answer_texts
-from surefoot.alignment.nonfinite import NotFinite
+from surefoot.alignment.learning.nonfinite import NotFinite
 from surefoot.alignment.rewards.importing import described, import_function
 from surefoot.alignment.rewards.source import SHOWN_CHARACTERS, shown, shown_prompt
 from surefoot.errors import RunError, UsageError, require

@@ -19,10 +19,10 @@ from surefoot.alignment.data.tokenization.decoding import answer_texts
 from surefoot.alignment.data.tokenization.encoder import Encoder, content_of
 from surefoot.alignment.data.tokenization.templates import ChatTemplate
 from surefoot.alignment.data.tokenization.tokens import tokenise
+from surefoot.alignment.learning.nonfinite import NotFinite
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.likelihood.packing import Group
 from surefoot.alignment.models.fingerprint import weights_fingerprint
-from surefoot.alignment.nonfinite import NotFinite
 from surefoot.alignment.preparation import check_length
 from surefoot.alignment.rewards.source import shown_prompt
 from surefoot.errors import RunError, UsageError

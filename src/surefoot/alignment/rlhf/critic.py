@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 
+from surefoot.alignment.learning.optimization import NamedParameters
 from surefoot.alignment.likelihood.likelihood import CompletionLogProbabilities, Likelihood
 from surefoot.alignment.likelihood.packing import Group
 from surefoot.alignment.models.adapters import trainable_parameters
-from surefoot.alignment.optimization import NamedParameters
 
 
 @dataclass(frozen=True, eq=False)

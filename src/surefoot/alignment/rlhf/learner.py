@@ -18,13 +18,14 @@ import torch
 
 from surefoot.alignment.configuration import TrainingConfiguration
 from surefoot.alignment.data.prompts import Prompt
-from surefoot.alignment.halves import Halves
+from surefoot.alignment.durability.state import Arrays, Saved, State, learn_again, learned, numbers_of, set_numbers
+from surefoot.alignment.learning.halves import Halves
+from surefoot.alignment.learning.nonfinite import NotFinite, refuse_too_many
+from surefoot.alignment.learning.optimization import NamedParameters, descend, learning_rate_at, make_optimizer
 from surefoot.alignment.likelihood.distribution import AnswerDistribution
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.methods.method import Sums, add_sums
 from surefoot.alignment.models.adapters import trainable_parameters
-from surefoot.alignment.nonfinite import NotFinite, refuse_too_many
-from surefoot.alignment.optimization import NamedParameters, descend, learning_rate_at, make_optimizer
 from surefoot.alignment.reference import LiveReference
 from surefoot.alignment.rewards.source import RewardSource
 from surefoot.alignment.rlhf.configuration import PPOConfiguration
@@ -33,7 +34,6 @@ from surefoot.alignment.rlhf.experience import Answered, Experience, places, sid
 from surefoot.alignment.rlhf.objective import Share, accumulate_gradients
 from surefoot.alignment.rlhf.weighing import RewardScale, Weighed, token_rewards, weigh
 from surefoot.alignment.sampling.sampler import Sampler
-from surefoot.alignment.state import Arrays, Saved, State, learn_again, learned, numbers_of, set_numbers
 from surefoot.equations import adapt_kl_coefficient_proportionally, masked_mean
 from surefoot.errors import RunError
 
@@ -82,7 +82,7 @@ class PolicyOptimization:
     ends: tuple[int, ...] = ()
     """Ids that end an answer; without any, every answer has ``longest_answer`` tokens."""
     at_once: bool = False
-    """Whether two threads may compute two halves of a batch (:mod:`surefoot.alignment.halves`)."""
+    """Whether two threads may compute two halves of a batch (:mod:`surefoot.alignment.learning.halves`)."""
     say: Callable[[str], None] = lambda sentence: None
     """Takes sentences for the user."""
     iterations: int = 0

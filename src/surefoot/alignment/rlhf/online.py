@@ -17,23 +17,23 @@ from transformers import PreTrainedTokenizerFast
 from surefoot.alignment.configuration import AlignConfiguration
 from surefoot.alignment.data.fingerprint import prompts_fingerprint
 from surefoot.alignment.data.prompts import LoadedPrompts, Prompt, load_prompts, longest_groups
-from surefoot.alignment.halves import can_be_computed_at_once
+from surefoot.alignment.durability.state import Arrays, State, numbers_of, set_numbers
+from surefoot.alignment.learning.halves import can_be_computed_at_once
+from surefoot.alignment.learning.nonfinite import NotFinite
+from surefoot.alignment.learning.randomness import data_order, drawing_anew
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.likelihood.packing import Group
 from surefoot.alignment.models.adapters import add_adapter
 from surefoot.alignment.models.counting import matrix_rate
 from surefoot.alignment.models.loading import load_policy, load_reward_model
 from surefoot.alignment.models.precision import autocast_dtype, device_of
-from surefoot.alignment.nonfinite import NotFinite
 from surefoot.alignment.preparation import Keep, check_length, live_reference, reference_fingerprint
-from surefoot.alignment.randomness import data_order, drawing_anew
 from surefoot.alignment.rewards.model import ModelReward
 from surefoot.alignment.rewards.opening import open_reward
 from surefoot.alignment.rewards.source import OpenedRewards
 from surefoot.alignment.rlhf.configuration import PPOConfiguration
 from surefoot.alignment.rlhf.critic import Critic
 from surefoot.alignment.rlhf.learner import Metrics, PolicyOptimization
-from surefoot.alignment.state import Arrays, State, numbers_of, set_numbers
 from surefoot.errors import RunError, UsageError
 from surefoot.runs.metrics import MetricsWriter
 from surefoot.runs.progress import Progress

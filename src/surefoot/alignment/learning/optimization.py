@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from surefoot.alignment.configuration import TrainingConfiguration
-from surefoot.alignment.nonfinite import NotFinite
+from surefoot.alignment.learning.nonfinite import NotFinite
 
 NamedParameters = Sequence[tuple[str, torch.nn.Parameter]]
 

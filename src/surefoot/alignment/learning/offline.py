@@ -16,18 +16,18 @@ from transformers import PreTrainedTokenizerFast
 from surefoot.alignment.configuration import AlignConfiguration, TrainingConfiguration
 from surefoot.alignment.data.examples import Example
 from surefoot.alignment.data.fingerprint import examples_fingerprint
-from surefoot.alignment.halves import Halves, can_be_computed_at_once
+from surefoot.alignment.durability.state import Arrays, Saved, State, learn_again, learned, numbers_of, set_numbers, to_array
+from surefoot.alignment.learning.halves import Halves, can_be_computed_at_once
+from surefoot.alignment.learning.nonfinite import NotFinite, refuse_too_many
+from surefoot.alignment.learning.optimization import descend, learning_rate_at, make_optimizer
+from surefoot.alignment.learning.randomness import data_order, drawing_anew
+from surefoot.alignment.learning.watch import ChosenWatch
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.methods.method import Method, Sums, add_sums
 from surefoot.alignment.models.adapters import trainable_parameters
 from surefoot.alignment.models.counting import matrix_rate
 from surefoot.alignment.models.precision import autocast_dtype
-from surefoot.alignment.nonfinite import NotFinite, refuse_too_many
-from surefoot.alignment.optimization import descend, learning_rate_at, make_optimizer
 from surefoot.alignment.preparation import Data, Keep, Learner, prepare_data, prepare_model
-from surefoot.alignment.randomness import data_order, drawing_anew
-from surefoot.alignment.state import Arrays, Saved, State, learn_again, learned, numbers_of, set_numbers, to_array
-from surefoot.alignment.watch import ChosenWatch
 from surefoot.runs.metrics import MetricsWriter
 from surefoot.runs.progress import Progress
 

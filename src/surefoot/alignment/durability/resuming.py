@@ -9,9 +9,9 @@ from typing import Any
 
 from surefoot.alignment.configuration import AlignConfiguration
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
-from surefoot.alignment.keeping import computed_with
+from surefoot.alignment.durability.keeping import computed_with
+from surefoot.alignment.durability.start import call_by_name, verified_start
 from surefoot.alignment.rlhf.configuration import PPOConfiguration
-from surefoot.alignment.start import call_by_name, verified_start
 from surefoot.alignment.training import Session, prepare, teller, train
 from surefoot.errors import UsageError, require
 from surefoot.runs.checkpoints import Checkpoint, Checkpoints

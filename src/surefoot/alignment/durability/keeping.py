@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from surefoot.alignment.configuration import AlignConfiguration
-from surefoot.alignment.nonfinite import NotFinite
+from surefoot.alignment.learning.nonfinite import NotFinite
 from surefoot.errors import RunError
 from surefoot.runs.cadence import Cadence
 from surefoot.runs.checkpoints import Checkpoint, Checkpoints

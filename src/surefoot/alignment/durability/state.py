@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from surefoot.alignment.optimization import NamedParameters
+from surefoot.alignment.learning.optimization import NamedParameters
 from surefoot.errors import UsageError
 
 Arrays = dict[str, np.ndarray]

@@ -1,0 +1,1 @@
+"""What a run needs to be gone on with: its start, its state, when it is kept, and how it begins again."""
