@@ -60,11 +60,11 @@ def test_an_array_of_another_run_is_refused():
         torch.zeros(2, 3, dtype=torch.bfloat16),
     ):
         with pytest.raises(UsageError, match="x should be"):
-            Saved(arrays).fill(tensor, "x")
+            Saved(dict(arrays)).fill(tensor, "x")
     with pytest.raises(UsageError, match="y should be"):
-        Saved(arrays).fill(torch.zeros(2, 3), "y")
+        Saved(dict(arrays)).fill(torch.zeros(2, 3), "y")
     with pytest.raises(UsageError, match="has no x"):
-        Saved(arrays).all_used()
+        Saved(dict(arrays)).all_used()
 
 
 def test_an_optimiser_goes_on_where_it_was():
@@ -92,6 +92,7 @@ def test_an_optimiser_goes_on_where_it_was():
     other = make_optimizer(second, training)
     learn_again(second, other, saved := Saved(arrays), of="a/")
     saved.all_used()
+    assert not arrays  # what has found its place is held no longer
     for number in range(5, 9):
         step(first, optimizer, number)
         step(second, other, number)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
@@ -57,8 +56,8 @@ class Run(Protocol):
         """Everything that the run's future depends on and that does not follow from its settings, its data and its start."""
         ...
 
-    def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
-        """Be where :meth:`state` was taken.
+    def restore(self, arrays: Arrays, state: Mapping[str, Any]) -> None:
+        """Be where :meth:`state` was taken; ``arrays`` is emptied, so that nothing is held twice.
 
         Raises:
             UsageError: it was taken of another run.

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load_file, save_file
 
 from surefoot.errors import RunError, UsageError
 from surefoot.runs.directory import CHECKPOINTS_FOLDER
@@ -40,7 +40,7 @@ class Checkpoint:
     """Environment steps, updates or iterations: the run's own measure of how far it is."""
     exact: bool
     """Whether a run that goes on from here ends with the bits of one that was never stopped."""
-    arrays: Mapping[str, np.ndarray]
+    arrays: dict[str, np.ndarray]
     state: Mapping[str, Any]
 
 
@@ -75,34 +75,29 @@ class Checkpoints:
             RunError: the disk is full or the folder cannot be written; the checkpoints before are whole.
         """
         place, aside = self.folder / str(checkpoint.step), self.folder / f".{checkpoint.step}.writing"
-        arrays = save({name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()})
         state = json.dumps(dict(checkpoint.state)).encode()
-        manifest = {
-            "format": FORMAT,
-            "step": checkpoint.step,
-            "exact": checkpoint.exact,
-            "best": best,
-            "files": {name: _described(content) for name, content in ((ARRAYS_FILE, arrays), (STATE_FILE, state))},
-        }
-        manifest["sha256"] = _checksum_of(manifest)
-        contents = {ARRAYS_FILE: arrays, STATE_FILE: state, MANIFEST_FILE: json.dumps(manifest, indent=1).encode()}
+        manifest: dict[str, Any] = {"format": FORMAT, "step": checkpoint.step, "exact": checkpoint.exact, "best": best}
         try:
             if not self.folder.is_dir():
                 self.folder.mkdir(parents=True)
                 flush_names(self.folder.parent)
             self._clear_aside()
             aside.mkdir()
-            for name, content in contents.items():
-                _write_flushed(aside / name, content)
+            _write_arrays(aside / ARRAYS_FILE, checkpoint.arrays)
+            _write_flushed(aside / STATE_FILE, state)
+            manifest["files"] = {name: _described(aside / name) for name in (ARRAYS_FILE, STATE_FILE)}
+            manifest["sha256"] = _checksum_of(manifest)
+            _write_flushed(aside / MANIFEST_FILE, json.dumps(manifest, indent=1).encode())
             flush_names(aside)
             if place.exists():
                 # The same step again: should the machine stop before the rename, `latest` finds the whole one aside.
                 shutil.rmtree(place)
             aside.rename(place)
             flush_names(self.folder)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(aside, ignore_errors=True)
-            raise RunError(f"cannot write {place}: {error.strerror}; the checkpoints before it are whole") from error
+            reason = getattr(error, "strerror", None) or str(error)
+            raise RunError(f"cannot write {place}: {reason}; the checkpoints before it are whole") from error
         self._forget(just_written=checkpoint, best=best)
         return place
 
@@ -199,23 +194,24 @@ def _read(place: Path, step: int) -> Checkpoint:
     manifest = _read_manifest(place / MANIFEST_FILE)
     if manifest.get("format") != FORMAT or manifest.get("step") != step or not isinstance(manifest.get("exact"), bool):
         raise Damaged(f"its manifest is not that of {FORMAT!r} at step {step}")
-    files, contents = manifest.get("files"), {}
+    files = manifest.get("files")
     for name in (ARRAYS_FILE, STATE_FILE):
         wanted = files.get(name) if isinstance(files, dict) else None
         if not isinstance(wanted, dict) or not isinstance(wanted.get("bytes"), int):
             raise Damaged(f"its manifest does not list {name}")
-        contents[name] = _read_checked(place / name, wanted)
+        _check(place / name, wanted)
     try:
-        arrays, state = load(contents[ARRAYS_FILE]), json.loads(contents[STATE_FILE])
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        arrays, state = load_file(place / ARRAYS_FILE), json.loads((place / STATE_FILE).read_bytes())
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"it cannot be read: {error}") from error
     if not isinstance(state, dict):
         raise Damaged(f"{STATE_FILE} is no JSON object")
     return Checkpoint(step, manifest["exact"], arrays, state)
 
 
-def _described(content: bytes) -> dict[str, Any]:
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+def _described(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _checksum_of(manifest: Mapping[str, Any]) -> str:
@@ -242,17 +238,24 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_checked(path: Path, wanted: Mapping[str, Any]) -> bytes:
-    """A file's content; its size is looked at before memory is taken for it."""
+def _check(path: Path, wanted: Mapping[str, Any]) -> None:
+    """Raise where a file is not what its manifest says; its size is looked at first, and memory is taken for none of it."""
     try:
         if path.stat().st_size != wanted["bytes"]:
             raise Damaged(f"{path.name} has {path.stat().st_size:,} bytes, and its manifest says {wanted['bytes']:,}")
-        content = path.read_bytes()
+        checksum = _described(path)["sha256"]
     except OSError as error:
         raise Damaged(f"{path.name} cannot be read: {error.strerror}") from error
-    if hashlib.sha256(content).hexdigest() != wanted.get("sha256"):
+    if checksum != wanted.get("sha256"):
         raise Damaged(f"{path.name} does not have the checksum of its manifest")
-    return content
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays from where they are in memory: they may be most of what there is of it."""
+    save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path)
+    path.chmod(0o644)  # safetensors makes its files private
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
 
 
 def _write_flushed(path: Path, content: bytes) -> None:

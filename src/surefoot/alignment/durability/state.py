@@ -27,14 +27,14 @@ def to_array(tensor: torch.Tensor) -> np.ndarray:
 
 
 class Saved:
-    """Arrays of a checkpoint, of which each finds its place.
+    """Arrays of a checkpoint, of which each finds its place and is held no longer.
 
     Args:
-        arrays: by name.
+        arrays: by name; it is emptied.
     """
 
-    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
-        self._left = dict(arrays)
+    def __init__(self, arrays: Arrays) -> None:
+        self._left = arrays
 
     def has(self, name: str) -> bool:
         """Whether there is one of that name left."""

@@ -336,8 +336,8 @@ class OfflineRun:
             arrays |= {f"best/{name}": to_array(weight) for name, weight in weights.items()}
         return arrays, state
 
-    def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
-        """Be where :meth:`state` was taken."""
+    def restore(self, arrays: Arrays, state: Mapping[str, Any]) -> None:
+        """Be where :meth:`state` was taken; ``arrays`` is emptied."""
         set_numbers(self, NUMBERS, state)
         self.watch.restore(state["watch"])
         self.before = self.prompts

@@ -319,8 +319,8 @@ class PolicyOptimization:
             arrays |= learned(self._critic_parameters, self._critic_optimizer, of=CRITIC)
         return arrays, state
 
-    def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
-        """Be where :meth:`state` was taken."""
+    def restore(self, arrays: Arrays, state: Mapping[str, Any]) -> None:
+        """Be where :meth:`state` was taken; ``arrays`` is emptied."""
         set_numbers(self, NUMBERS, state)
         scale = state["reward_scale"]
         if not isinstance(state["scores_again"], bool):

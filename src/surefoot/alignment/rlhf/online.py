@@ -376,7 +376,7 @@ class OnlineRun:
         arrays, of_learner = self.learner.state()
         return arrays, numbers_of(self, NUMBERS) | {"learner": of_learner, "samples": self._length_of_samples()}
 
-    def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
+    def restore(self, arrays: Arrays, state: Mapping[str, Any]) -> None:
         """Be where :meth:`state` was taken; of the sample answers, those that came later are cut off."""
         set_numbers(self, NUMBERS, state)
         self.before = self.asked
