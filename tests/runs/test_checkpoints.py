@@ -285,24 +285,21 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
-def test_writing_takes_no_second_copy_of_the_arrays_and_reading_one(tmp_path):
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads what Linux says of a process")
+def test_writing_takes_no_second_copy_of_the_arrays(tmp_path):
     script = f"""
-    import pathlib, resource
+    import pathlib, re
     import numpy as np
     from surefoot.runs.checkpoints import Checkpoint, Checkpoints
-    def peak():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    def peak():  # of this process, where getrusage knows its parent's too
+        return int(re.search("VmHWM:\\s*(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) // 1024
     array, checkpoints = np.ones(100 << 20, np.uint8), Checkpoints(pathlib.Path({str(tmp_path)!r}))
     before = peak()
     checkpoints.write(Checkpoint(1, True, {{"x": array}}, {{}}))
-    written = peak()
-    checkpoints.latest()
-    print(written - before, peak() - written)
+    print(peak() - before)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
-    written, read = map(int, done.stdout.split())
-    assert written < 50  # MiB, of arrays of 100
-    assert read < 150
+    assert int(done.stdout) < 50  # MiB, of arrays of 100
 
 
 def test_arrays_that_would_run_code_are_refused(tmp_path):
