@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from surefoot import cli
-from surefoot.alignment import training
+from surefoot.alignment import preparation, training
 from surefoot.alignment.learning import offline
 from surefoot.alignment.rlhf import online
 from surefoot.alignment.training import align
@@ -464,6 +464,83 @@ def test_a_run_that_is_refused_before_it_began_leaves_nothing(folder, tmp_path):
     with pytest.raises(UsageError, match="lora-targets"):  # when the start was kept already
         align(adapter, quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_somebody_elses_that_is_called_start_is_left_alone(folder, tmp_path):
+    notes = tmp_path / "mine" / "start" / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("precious")
+    for every in ("2", None):
+        with pytest.raises(UsageError, match=r"mine/start is not a run's, and would be overwritten; choose another --out"):
+            align(settings("sft", folder, tmp_path / "mine", training__checkpoint_every=every), quiet=True)
+        assert files(tmp_path / "mine") == {"start/notes.txt": b"precious"}
+
+
+def test_an_adapter_of_somebody_elses_is_left_alone(folder, tmp_path):
+    weights = tmp_path / "mine" / "adapter" / "adapter_model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_text("precious")
+    with pytest.raises(UsageError, match="choose another --out"):
+        align(settings("sft", folder, tmp_path / "mine", adapter__lora_rank=2), quiet=True)
+    assert files(tmp_path / "mine") == {"adapter/adapter_model.safetensors": b"precious"}
+
+
+@pytest.mark.parametrize("every", ["2", None])
+def test_what_a_process_left_that_was_killed_while_it_began_is_in_nobodys_way(every, folder, tmp_path, monkeypatch):
+    def killed(*arguments):
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "write_json", killed)
+        patch.setattr(training, "_leave", lambda folder: None)
+        with pytest.raises(SystemExit):
+            align(settings("dpo", folder, tmp_path / "run"), quiet=True)
+    assert (tmp_path / "run" / "start" / "model.safetensors").exists()
+    save_language_model(folder / "model", "gpt2")
+    align(settings("dpo", folder, tmp_path / "run", training__checkpoint_every=every), quiet=True)
+    assert (tmp_path / "run" / "start").exists() == (every is not None)
+    from surefoot.alignment.evaluation import evaluate_alignment
+
+    evaluate_alignment(tmp_path / "run", data=str(folder / "others.jsonl"))
+
+
+def test_a_run_that_is_stopped_at_once_while_it_begins_leaves_nothing(folder, tmp_path, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preparation, "_reference", interrupted)  # the start is kept already
+    with pytest.raises(KeyboardInterrupt):
+        align(settings("dpo", folder, tmp_path / "run"), quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_stopped_at_once_in_the_middle_of_an_update_it_saves_nothing_and_can_be_gone_on_with(folder, tmp_path, monkeypatch):
+    align(settings("sft", folder, tmp_path / "whole"), quiet=True)
+    descend, steps = offline.descend, []
+
+    def interrupted(*arguments, **options):
+        steps.append(descend(*arguments, **options))
+        if len(steps) == 4:
+            raise KeyboardInterrupt  # as the second signal does
+        return steps[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(offline, "descend", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            align(settings("sft", folder, tmp_path / "run"), quiet=True)
+    assert not (tmp_path / "run" / "model").exists()
+    resume(tmp_path / "run")
+    assert_the_same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_what_came_first_is_what_is_said(folder, tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise RunError("the disk is full")
+
+    spoiling_update(4, monkeypatch, how="loss")
+    monkeypatch.setattr(training, "save_model", full)
+    with pytest.raises(RunError, match="update 4, on the batch with rows"):
+        align(settings("sft", folder, tmp_path / "run"), quiet=True)
 
 
 def test_the_reference_of_an_evaluation_is_the_runs_own(folder, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from surefoot.alignment.configuration import AlignConfiguration
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
 from surefoot.alignment.durability.keeping import Keeper
-from surefoot.alignment.durability.start import START_FOLDER, start_checksum, start_keeper
+from surefoot.alignment.durability.start import clear_start, start_checksum, start_keeper
 from surefoot.alignment.durability.state import Arrays, State
 from surefoot.alignment.learning.offline import Offline
 from surefoot.alignment.models.card import model_card
@@ -138,21 +137,29 @@ def align(
     tokenizer = load_tokenizer(configuration.model.model, trust_remote_code=configuration.model.trust_remote_code)
     folder = create_run_folder(training.out, name=f"{method}-{Path(configuration.model.model).name}")
     with RunLock(folder):
-        keep = None if training.checkpoint_every is None else start_keeper(folder, tokenizer)
         try:
-            prepared = prepare(configuration, tokenizer, teller(quiet), quiet=quiet, keep=keep)
-        except UsageError:
+            clear_start(folder)
+            session = _begin(configuration, tokenizer, folder, command or f"surefoot align {method}", quiet=quiet)
+        except BaseException:
             _leave(folder)
             raise
-        found = Path(configuration.model.model).expanduser()
-        resolved = str(found.resolve()) if found.exists() else None
-        command = command or f"surefoot align {method}"
-        recorded = configuration.as_dict() | prepared.recorded | {"model_folder": resolved}
-        if keep is not None:
-            again = {"start": start_checksum(folder), "fingerprints": prepared.fingerprints()}
-            recorded |= again | {"directory": os.getcwd(), "command": command}
-        write_json(folder / CONFIGURATION_FILE, recorded)
-        return train(Session(configuration, tokenizer, prepared, folder, command), quiet=quiet, started=started)
+        return train(session, quiet=quiet, started=started)
+
+
+def _begin(
+    configuration: AlignConfiguration, tokenizer: PreTrainedTokenizerFast, folder: Path, command: str, *, quiet: bool
+) -> Session:
+    """A new run: its data and models, and its folder with all that a process needs to begin it again."""
+    keep = None if configuration.training.checkpoint_every is None else start_keeper(folder, tokenizer)
+    prepared = prepare(configuration, tokenizer, teller(quiet), quiet=quiet, keep=keep)
+    found = Path(configuration.model.model).expanduser()
+    resolved = str(found.resolve()) if found.exists() else None
+    recorded = configuration.as_dict() | prepared.recorded | {"model_folder": resolved}
+    if keep is not None:
+        again = {"start": start_checksum(folder), "fingerprints": prepared.fingerprints()}
+        recorded |= again | {"directory": os.getcwd(), "command": command}
+    write_json(folder / CONFIGURATION_FILE, recorded)
+    return Session(configuration, tokenizer, prepared, folder, command)
 
 
 def prepare(
@@ -185,11 +192,12 @@ def train(session: Session, *, quiet: bool, started: float) -> dict[str, Any]:
         what :func:`align` returns, of the whole run.
     """
     configuration, prepared, folder, checkpoint = session.configuration, session.prepared, session.folder, session.checkpoint
-    training, name = configuration.training, Path(configuration.model.model).name
+    name = Path(configuration.model.model).name
     before: Mapping[str, Any] = {} if checkpoint is None else _whole(checkpoint)
     spent = before.get("seconds", {"startup": 0.0, "training": 0.0})
     with StopRequest().listening() as stop, ExitStack() as stack:
-        writer = stack.enter_context(MetricsWriter(folder, tensorboard=training.tensorboard, resume=before.get("metrics")))
+        tensorboard, position = configuration.training.tensorboard, before.get("metrics")
+        writer = stack.enter_context(MetricsWriter(folder, tensorboard=tensorboard, resume=position))
         for sentence in writer.notices:
             teller(quiet)(sentence)
         done = before.get("prompts", 0)
@@ -206,43 +214,58 @@ def train(session: Session, *, quiet: bool, started: float) -> dict[str, Any]:
         at = None if checkpoint is None else checkpoint.step
         keeper = Keeper(folder, run, writer, configuration, seconds, kept_at=at)
         try:
-            if checkpoint is None:
-                keeper.keep()
-            for _ in run.advance():
-                if stop.signal is not None or run.ended_early is not None:
-                    break
-                keeper.keep_if_due()
-            keeper.keep()
-        except RunError as error:
-            if (with_place := keeper.failed(error)) is error:
-                raise
-            raise with_place from error
-        finally:
-            trained = seconds()["training"]
-            run.finish()
-            result = {
-                "method": configuration.method,
-                "run": str(folder),
-                "model": str(folder / MODEL_FOLDER),
-                **run.result(trained),
-                "peak_mb": peak_megabytes(),
-                "seconds": startup + trained,
-                "startup_seconds": startup,
-                "interrupted": run.unfinished,
-                "ended_early": run.ended_early,
-            }
-            prepared.likelihood.release()
-            card = model_card(
-                method=configuration.method,
-                base_model=configuration.model.model,
-                command=session.command,
-                data=prepared.description,
-                settings=configuration.as_dict(),
-                metrics={name: result[name] for name in CARD if result.get(name) is not None},
-                chat=session.tokenizer.chat_template is not None,
-            )
-            save_model(prepared.model, session.tokenizer, folder / MODEL_FOLDER, card=card)
+            _advance(run, keeper, stop, new=checkpoint is None)
+        except Exception:  # and not what stops a process at once
+            with suppress(RunError):  # what came first is what is said
+                _keep_model(session, run, seconds())
+            raise
+        result = _keep_model(session, run, seconds())
     write_json(folder / SUMMARY_FILE, result)
+    return result
+
+
+def _advance(run: Run, keeper: Keeper, stop: StopRequest, *, new: bool) -> None:
+    """Go on until the end or a stop, with a checkpoint where one is due, at the beginning and at the end."""
+    try:
+        if new:
+            keeper.keep()
+        for _ in run.advance():
+            if stop.signal is not None or run.ended_early is not None:
+                break
+            keeper.keep_if_due()
+        keeper.keep()
+    except RunError as error:
+        if (with_place := keeper.failed(error)) is error:
+            raise
+        raise with_place from error
+
+
+def _keep_model(session: Session, run: Run, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """Save what was learnt, however far that is; returns the run in numbers."""
+    configuration, prepared, folder = session.configuration, session.prepared, session.folder
+    run.finish()
+    result = {
+        "method": configuration.method,
+        "run": str(folder),
+        "model": str(folder / MODEL_FOLDER),
+        **run.result(seconds["training"]),
+        "peak_mb": peak_megabytes(),
+        "seconds": sum(seconds.values()),
+        "startup_seconds": seconds["startup"],
+        "interrupted": run.unfinished,
+        "ended_early": run.ended_early,
+    }
+    prepared.likelihood.release()
+    card = model_card(
+        method=configuration.method,
+        base_model=configuration.model.model,
+        command=session.command,
+        data=prepared.description,
+        settings=configuration.as_dict(),
+        metrics={name: result[name] for name in CARD if result.get(name) is not None},
+        chat=session.tokenizer.chat_template is not None,
+    )
+    save_model(prepared.model, session.tokenizer, folder / MODEL_FOLDER, card=card)
     return result
 
 
@@ -273,8 +296,9 @@ def peak_megabytes() -> float:
 
 
 def _leave(folder: Path) -> None:
-    """Remove what was written before the data or the model turned out to be of no use, and the folder if there is nothing else."""
-    shutil.rmtree(folder / START_FOLDER, ignore_errors=True)
+    """Remove what was written of a run that did not begin, and the folder if there is nothing else."""
+    with suppress(UsageError, OSError):
+        clear_start(folder)
     with suppress(OSError):
         (folder / LOCK_FILE).unlink()
         folder.rmdir()

@@ -17,6 +17,7 @@ METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
 POLICY_FOLDER = "policy"
 MODEL_FOLDER = "model"
+ADAPTER_FOLDER = "adapter"
 TENSORBOARD_FOLDER = "tensorboard"
 CHECKPOINTS_FOLDER = "checkpoints"
 FAILED_FOLDER = "failed"
@@ -85,7 +86,8 @@ def create_run_folder(folder: str | None, *, name: str) -> Path:
     configuration = path / CONFIGURATION_FILE
     if configuration.exists() and not {"algorithm", "method"} & read_json(configuration).keys():
         raise UsageError(f"{configuration} is not a run's, and would be overwritten; choose another --out")
-    traces = (METRICS_FILE, POLICY_FOLDER, MODEL_FOLDER, CHECKPOINTS_FOLDER, SUMMARY_FILE, f"seed-*/{METRICS_FILE}")
+    folders = (POLICY_FOLDER, MODEL_FOLDER, ADAPTER_FOLDER, CHECKPOINTS_FOLDER)
+    traces = (METRICS_FILE, *folders, SUMMARY_FILE, f"seed-*/{METRICS_FILE}")
     if any(True for trace in traces for _ in path.glob(trace)):
         raise UsageError(
             f"{path} already holds a run; choose another --out, delete that folder, or go on with it: surefoot resume {path}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,22 @@ from surefoot.runs.directory import read_json
 START_FOLDER = "start"
 MANIFEST_FILE = "manifest.json"
 FORMAT = "surefoot start 1"
+
+
+def clear_start(run: Path) -> None:
+    """Remove the start that an earlier process left, which was stopped before its run began.
+
+    Raises:
+        UsageError: what is called so is not a run's.
+    """
+    folder = run / START_FOLDER
+    if not folder.exists():
+        return
+    written = False
+    with suppress(UsageError):
+        written = read_json(folder / MANIFEST_FILE).get("format") == FORMAT
+    require(written, f"{folder} is not a run's, and would be overwritten; choose another --out")
+    shutil.rmtree(folder)
 
 
 def keep_start(run: Path, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -15,8 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from surefoot.alignment.models.adapters import is_adapted, merge_adapter
 from surefoot.alignment.models.folders import quiet
 from surefoot.errors import RunError
-
-ADAPTER_FOLDER = "adapter"
+from surefoot.runs.directory import ADAPTER_FOLDER
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *, card: str, adapter: Path | None = None) -> None:
