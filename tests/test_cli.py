@@ -171,6 +171,18 @@ def test_one_signal_stops_cleanly(number, tmp_path):
     assert main(["evaluate", str(out), "--episodes", "1", "--quiet"]) == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_there_is_a_run_is_one_sentence(number, monkeypatch, capsys):
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr("surefoot.cli._dispatch", lambda arguments: os.kill(os.getpid(), number) or time.sleep(5))
+        assert main(["train"]) == 1
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "surefoot: stopped at once; what was saved before is kept\n"
+
+
 def test_none_switches_off(tmp_path):
     out = tmp_path / "run"
     command = (

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from surefoot.commands import align, demo, evaluate, export, frontier, generate, gradients, inspect, resume, task, train
 from surefoot.commands.options import DONE, FAILED, WRONG_INPUT, hyphenated
 from surefoot.errors import RunError, UsageError
+from surefoot.runs.stopping import ended_by_signals
 
 STARTED = time.time()
 EXTRAS = dict.fromkeys(("jax", "gymnasium", "optax", "flax"), "control")
@@ -47,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = [hyphenated(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     try:
-        status = _dispatch(arguments)
+        with ended_by_signals():
+            status = _dispatch(arguments)
         sys.stdout.flush()
         return status
     except UsageError as error:

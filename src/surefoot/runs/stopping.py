@@ -39,6 +39,23 @@ class StopRequest:
                 signal.signal(number, handler)
 
 
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Within it SIGTERM is what Ctrl-C is, :class:`KeyboardInterrupt`, so that a process that has no run yet tidies up and says so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _say(sentence: str) -> None:
     """To standard error, past its buffer: the signal may have come in the middle of a print, which cannot be entered twice."""
     with contextlib.suppress(OSError, ValueError):
