@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from surefoot.alignment.durability import keeping
 from surefoot.alignment.learning import offline
 from surefoot.alignment.rlhf import learner, online
 from surefoot.alignment.training import align
+from surefoot.errors import UsageError
 from surefoot.runs.checkpoints import Checkpoints
 from surefoot.runs.metrics import MetricsWriter
 from tests.alignment.models.tiny import language_model, reward_model, save_language_model
@@ -236,19 +238,38 @@ def test_the_start_is_kept_and_where_it_came_from_is_not_asked_again(folder, tmp
     assert_the_same(tmp_path / "whole", stopped)
 
 
-def test_kept_values_of_the_reference_are_found_again_or_computed_again_with_the_same_bits(folder, tmp_path, monkeypatch):
+def test_values_of_the_reference_stay_with_the_run_however_they_were_rounded(folder, tmp_path, monkeypatch):
     choices = {"objective__reference_cache": str(tmp_path / "reference"), **HELD_OUT}
+    align(settings("dpo", folder, tmp_path / "other", training__batch_size=1, training__epochs=1, **choices), quiet=True)
+    (kept,) = files(tmp_path / "reference").items()  # other parts of the data at a time: other rounding
     align(settings("dpo", folder, tmp_path / "whole", **choices), quiet=True)
-    (kept,) = files(tmp_path / "reference").items()
-    found = crashed(settings("dpo", folder, tmp_path / "found", **choices), 5, monkeypatch)
-    resume(found)
-    assert files(tmp_path / "reference") == dict([kept])
-    assert_the_same(tmp_path / "whole", found)
-    gone = crashed(settings("dpo", folder, tmp_path / "gone", **choices), 5, monkeypatch)
+    stopped = crashed(settings("dpo", folder, tmp_path / "stopped", **choices), 5, monkeypatch)
     (tmp_path / "reference" / kept[0]).unlink()
-    resume(gone)
-    assert files(tmp_path / "reference") == dict([kept])  # under the same name, with the same content
-    assert_the_same(tmp_path / "whole", gone)
+    resume(stopped)
+    assert_the_same(tmp_path / "whole", stopped)
+    assert files(tmp_path / "reference") == {}  # nobody else's affair
+    (own,) = (stopped / "start" / "reference").iterdir()
+    assert own.read_bytes() == kept[1]
+
+
+def test_values_of_the_reference_that_are_gone_are_computed_again_with_the_same_bits(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+    align(settings("dpo", folder, tmp_path / "whole", **HELD_OUT), quiet=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
+    stopped = crashed(settings("dpo", folder, tmp_path / "stopped", **HELD_OUT), 5, monkeypatch)
+    shutil.rmtree(tmp_path / "second")
+    shutil.rmtree(stopped / "start" / "reference")
+    resume(stopped)
+    assert_the_same(tmp_path / "whole", stopped)
+
+
+def test_values_of_the_reference_that_are_damaged_are_refused(folder, tmp_path, monkeypatch):
+    stopped = crashed(settings("dpo", folder, tmp_path / "stopped"), 5, monkeypatch)
+    (own,) = (stopped / "start" / "reference").iterdir()
+    content = own.read_bytes()
+    own.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UsageError, match="delete it, and they are computed again"):
+        resume(stopped)
 
 
 def test_a_run_that_was_stopped_before_its_first_update_begins_again(folder, tmp_path, monkeypatch):

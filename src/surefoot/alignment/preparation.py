@@ -19,6 +19,7 @@ from surefoot.alignment.data.configuration import DataConfiguration, Purpose
 from surefoot.alignment.data.examples import Example
 from surefoot.alignment.data.loading import LoadedData, load_examples
 from surefoot.alignment.data.splitting import split_examples
+from surefoot.alignment.durability.start import StartKeeper
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.methods.comparisons import Comparison, choose_comparison
 from surefoot.alignment.methods.dpo import DirectPreferenceOptimization
@@ -31,12 +32,10 @@ from surefoot.alignment.models.loading import load_policy, load_reward_model
 from surefoot.alignment.models.precision import autocast_dtype, device_of
 from surefoot.alignment.reference import KeptReference, LiveReference, Reference, ReferenceCache, evaluate_reference
 from surefoot.alignment.rlhf.configuration import PPOConfiguration
-from surefoot.errors import UsageError
+from surefoot.errors import RunError, UsageError
 from surefoot.runs.progress import Progress
 
 Tell = Callable[[str], None]
-Keep = Callable[[Any], None]
-"""Given the model as it was loaded, before it is changed in any way."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,11 +94,12 @@ def prepare_model(
     tell: Tell,
     *,
     quiet: bool = False,
-    keep: Keep | None = None,
+    keep: StartKeeper | None = None,
 ) -> Learner:
     """Load the model, add the adapter, find out whether prompts can be shared, and make the method.
 
-    With DPO the reference is evaluated here, unless it is live.
+    With DPO the reference is evaluated here, unless it is live. ``keep`` is given what the run begins with: the model as it was loaded,
+    and the reference's values.
     """
     training, seed, objective = configuration.training, configuration.training.seed, configuration.objective
     assert not isinstance(objective, PPOConfiguration)
@@ -115,7 +115,7 @@ def prepare_model(
     else:
         model = load_policy(configuration.model, tokenizer, notify=tell)
     if keep is not None:
-        keep(model)
+        keep.keep(model)
     if configuration.adapter.lora_rank:
         model = add_adapter(model, configuration.adapter, seed=seed)
     likelihood = Likelihood(model, share_prompts=training.share_prompts, autocast=autocast_dtype(configuration.model))
@@ -130,7 +130,7 @@ def prepare_model(
         assert comparison is not None
         fingerprint = reference_fingerprint(model)
         began = time.perf_counter()
-        reference = _reference(configuration, objective, likelihood, data, fingerprint, tell, quiet=quiet)
+        reference = _reference(configuration, objective, likelihood, data, fingerprint, tell, quiet=quiet, keep=keep)
         seconds = None if objective.live_reference else time.perf_counter() - began
         method = DirectPreferenceOptimization(likelihood, reference, objective, comparison)
         return Learner(model, method, comparison, fingerprint, seconds)
@@ -180,8 +180,12 @@ def _reference(
     tell: Tell,
     *,
     quiet: bool,
+    keep: StartKeeper | None,
 ) -> Reference:
-    """Before the first update the policy is the reference, and an adapter adds nothing."""
+    """Before the first update the policy is the reference, and an adapter adds nothing.
+
+    What was found in a cache may have been rounded otherwise than it would be here, so that a run's own values stay with it.
+    """
     if dpo.live_reference:
         return live_reference(likelihood)
     live = LiveReference(likelihood)
@@ -200,6 +204,8 @@ def _reference(
             values = evaluate_reference(live, examples, batch_size=configuration.training.batch_size, tell=show)
         if notice := cache.write(values):
             tell(notice)
+    if keep is not None and (notice := ReferenceCache(keep.reference, depends_on).write(values)):
+        raise RunError(notice)
     return KeptReference(values, examples, likelihood.device)
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from surefoot.alignment.configuration import AlignConfiguration
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
 from surefoot.alignment.durability.keeping import Keeper
-from surefoot.alignment.durability.start import clear_start, start_checksum, start_keeper
+from surefoot.alignment.durability.start import StartKeeper, clear_start, start_checksum
 from surefoot.alignment.durability.state import Arrays, State
 from surefoot.alignment.learning.offline import Offline
 from surefoot.alignment.models.card import model_card
@@ -150,7 +150,7 @@ def _begin(
     configuration: AlignConfiguration, tokenizer: PreTrainedTokenizerFast, folder: Path, command: str, *, quiet: bool
 ) -> Session:
     """A new run: its data and models, and its folder with all that a process needs to begin it again."""
-    keep = None if configuration.training.checkpoint_every is None else start_keeper(folder, tokenizer)
+    keep = None if configuration.training.checkpoint_every is None else StartKeeper(folder, tokenizer)
     prepared = prepare(configuration, tokenizer, teller(quiet), quiet=quiet, keep=keep)
     found = Path(configuration.model.model).expanduser()
     resolved = str(found.resolve()) if found.exists() else None

@@ -7,10 +7,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from surefoot.alignment.configuration import AlignConfiguration
+from surefoot.alignment.configuration import AlignConfiguration, DPOConfiguration
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
 from surefoot.alignment.durability.keeping import computed_with
-from surefoot.alignment.durability.start import call_by_name, verified_start
+from surefoot.alignment.durability.start import call_by_name, reference_folder, verified_start
 from surefoot.alignment.rlhf.configuration import PPOConfiguration
 from surefoot.alignment.training import Session, prepare, teller, train
 from surefoot.errors import UsageError, require
@@ -125,6 +125,8 @@ def _session(
     own = replace(configuration.model, model=str(start))
     tokenizer = load_tokenizer(str(start), trust_remote_code=own.trust_remote_code)
     found = _paths_from(replace(configuration, model=own), recorded["directory"])
+    if isinstance(found.objective, DPOConfiguration) and not found.objective.live_reference and reference_folder(run).is_dir():
+        found = replace(found, objective=replace(found.objective, reference_cache=str(reference_folder(run))))
     prepared = prepare(found, tokenizer, tell, quiet=quiet)
     call_by_name(prepared.model, configuration.model.model)
     _compare(prepared.fingerprints(), recorded["fingerprints"], configuration, tell)

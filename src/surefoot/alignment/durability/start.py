@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from surefoot.errors import UsageError, require
 from surefoot.runs.directory import read_json
 
 START_FOLDER = "start"
+REFERENCE_FOLDER = "reference"
 MANIFEST_FILE = "manifest.json"
 FORMAT = "surefoot start 1"
 
@@ -83,6 +83,7 @@ def verified_start(run: Path, checksum: Any) -> Path:
     require(start_checksum(run) == checksum, f"{folder / MANIFEST_FILE} is not the one that the run wrote; {remedy}")
     files: dict[str, Any] = read_json(folder / MANIFEST_FILE)["files"]
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST_FILE}
+    there = {name for name in there if not name.startswith(f"{REFERENCE_FOLDER}/")}
     for name in sorted(there ^ files.keys()):
         raise UsageError(f"{folder / name} {'is gone' if name in files else 'was not written by the run'}; {remedy}")
     for name, stated in files.items():
@@ -99,10 +100,27 @@ def call_by_name(model: Any, name: str) -> None:
         adapter.base_model_name_or_path = name
 
 
-def start_keeper(run: Path, tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], None]:
-    """What keeps a model as the start of a run; the tokenizer is that of now, whatever is added to it later."""
-    as_it_is = copy.deepcopy(tokenizer)
-    return lambda model: keep_start(run, model, as_it_is)
+class StartKeeper:
+    """Keeps what a run begins with, in its own folder.
+
+    Args:
+        run: the folder.
+        tokenizer: as it is now, whatever is added to it later.
+    """
+
+    def __init__(self, run: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._run, self._tokenizer = run, copy.deepcopy(tokenizer)
+        self.reference = reference_folder(run)
+        """For log-probabilities of a reference that are evaluated once, by :class:`~surefoot.alignment.reference.ReferenceCache`."""
+
+    def keep(self, model: Any) -> None:
+        """Write a model that nothing has changed yet (:func:`keep_start`)."""
+        keep_start(self._run, model, self._tokenizer)
+
+
+def reference_folder(run: Path) -> Path:
+    """Where a run keeps log-probabilities of its reference. Its files have checksums of their own: they come after the start's list."""
+    return run / START_FOLDER / REFERENCE_FOLDER
 
 
 def _described(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from surefoot.alignment.configuration import AlignConfiguration, TrainingConfiguration
 from surefoot.alignment.data.examples import Example
 from surefoot.alignment.data.fingerprint import examples_fingerprint
+from surefoot.alignment.durability.start import StartKeeper
 from surefoot.alignment.durability.state import Arrays, Saved, State, learn_again, learned, numbers_of, set_numbers, to_array
 from surefoot.alignment.learning.halves import Halves, can_be_computed_at_once
 from surefoot.alignment.learning.nonfinite import NotFinite, refuse_too_many
@@ -27,7 +28,7 @@ from surefoot.alignment.methods.method import Method, Sums, add_sums
 from surefoot.alignment.models.adapters import trainable_parameters
 from surefoot.alignment.models.counting import matrix_rate
 from surefoot.alignment.models.precision import autocast_dtype
-from surefoot.alignment.preparation import Data, Keep, Learner, prepare_data, prepare_model
+from surefoot.alignment.preparation import Data, Learner, prepare_data, prepare_model
 from surefoot.runs.metrics import MetricsWriter
 from surefoot.runs.progress import Progress
 
@@ -54,7 +55,7 @@ class Offline:
         tell: Callable[[str], None],
         *,
         quiet: bool,
-        keep: Keep | None = None,
+        keep: StartKeeper | None = None,
     ) -> Offline:
         """Read the data, then load the model; ``keep`` is given it as it was loaded, before an adapter."""
         data = prepare_data(configuration, tokenizer, tell)

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from surefoot.alignment.configuration import AlignConfiguration
 from surefoot.alignment.data.fingerprint import prompts_fingerprint
 from surefoot.alignment.data.prompts import LoadedPrompts, Prompt, load_prompts, longest_groups
+from surefoot.alignment.durability.start import StartKeeper
 from surefoot.alignment.durability.state import Arrays, State, numbers_of, set_numbers
 from surefoot.alignment.learning.halves import can_be_computed_at_once
 from surefoot.alignment.learning.nonfinite import NotFinite
@@ -27,7 +28,7 @@ from surefoot.alignment.models.adapters import add_adapter
 from surefoot.alignment.models.counting import matrix_rate
 from surefoot.alignment.models.loading import load_policy, load_reward_model
 from surefoot.alignment.models.precision import autocast_dtype, device_of
-from surefoot.alignment.preparation import Keep, check_length, live_reference, reference_fingerprint
+from surefoot.alignment.preparation import check_length, live_reference, reference_fingerprint
 from surefoot.alignment.rewards.model import ModelReward
 from surefoot.alignment.rewards.opening import open_reward
 from surefoot.alignment.rewards.source import OpenedRewards
@@ -68,7 +69,7 @@ class Online:
         tell: Tell,
         *,
         quiet: bool,
-        keep: Keep | None = None,
+        keep: StartKeeper | None = None,
     ) -> Online:
         """Read the prompts, then load the models, of which there are up to four; ``keep`` is given the policy as it was loaded."""
         settings = ppo_settings(configuration)
@@ -88,7 +89,7 @@ class Online:
             tell(sentence)
         model = load_policy(configuration.model, tokenizer, notify=tell)
         if keep is not None:
-            keep(model)
+            keep.keep(model)
         if configuration.adapter.lora_rank:
             model = add_adapter(model, configuration.adapter, seed=configuration.training.seed)
         likelihood = Likelihood(model, share_prompts=share, autocast=autocast)
