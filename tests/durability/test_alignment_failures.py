@@ -366,6 +366,10 @@ def test_settings_that_were_altered_are_refused_with_a_sentence(folder, stopped)
         ({"method": "grpo"}, "method is 'grpo'"),
         ({"method": ["dpo"]}, "method is"),
         ({"on_nonfinite": "ignore"}, "on_nonfinite"),
+        ({"fingerprints": []}, "fingerprints"),
+        ({"command": 3}, "command"),
+        ({"directory": None}, "directory"),
+        ({"start": 3}, "start"),
     ):
         path.write_text(json.dumps(whole | change))
         with pytest.raises(UsageError, match=r"config\.json") as raised:
@@ -379,7 +383,11 @@ def test_settings_that_were_altered_are_refused_with_a_sentence(folder, stopped)
         path.write_text(json.dumps(whole | {name: value}))
         with pytest.raises(UsageError, match=f"says {name} {value}, where the run had {whole[name]}"):
             resume(stopped)
+    path.write_text(json.dumps(whole | {"fingerprints": {}}))
+    with pytest.raises(UsageError, match=r"--data .* is not what the run began with"):
+        resume(stopped)
     (folder / "pairs.jsonl").rename(folder / "moved.jsonl")
+    whole["fingerprints"]["--nothing"] = "that anybody reads"
     path.write_text(json.dumps(whole | {"keep_checkpoints": 5, "data": str(folder / "moved.jsonl")}))
     resume(stopped)
     assert Checkpoints(stopped).steps() == [2, 4, 6, 8, 9]

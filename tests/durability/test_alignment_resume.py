@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from dataclasses import replace
 
 import pytest
@@ -350,6 +351,15 @@ def test_more_epochs_under_a_schedule_are_said_to_be_another_run(folder, tmp_pat
     assert "not that of so many epochs from the start" in capsys.readouterr().err
 
 
+def test_more_epochs_by_hand_are_said_to_be_another_run_too(folder, tmp_path, capsys, monkeypatch):
+    stopped = crashed(settings("sft", folder, tmp_path / "run", training__epochs=2), 3, monkeypatch)
+    path = stopped / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"epochs": 3}))
+    resume(stopped, quiet=False)
+    assert "3 epochs: the step size" in capsys.readouterr().err
+    assert len(lines(stopped)) == 9
+
+
 def test_tensorboard_and_metrics_have_each_update_once(folder, tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -381,7 +391,23 @@ def test_a_run_can_be_gone_on_with_from_another_folder(folder, tmp_path, monkeyp
     align(settings("ppo", folder, tmp_path / "whole"), quiet=True)
     stopped = crashed(relative, 5, monkeypatch)
     (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "prompts.jsonl").write_text("others of the same name")
     monkeypatch.chdir(tmp_path / "elsewhere")
     resume(stopped)
     assert last_state(tmp_path / "whole") == last_state(stopped)
     assert lines(tmp_path / "whole") == lines(stopped)
+
+
+def test_a_reward_that_is_a_module_is_found_from_another_folder_too(folder, tmp_path, monkeypatch):
+    (folder / "rewards.py").rename(folder / "judging.py")
+    monkeypatch.chdir(folder)
+    there = [place for place in sys.path if place not in ("", str(folder))]
+    monkeypatch.setattr(sys, "path", list(there))
+    stopped = crashed(settings("ppo", folder, tmp_path / "stopped", reward="judging:good"), 5, monkeypatch)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr(sys, "path", list(there))  # as another process has it
+    monkeypatch.delitem(sys.modules, "judging")
+    resume(stopped)
+    assert len(lines(stopped)) == 9
+    monkeypatch.delitem(sys.modules, "judging")

@@ -11,6 +11,7 @@ from surefoot.alignment.configuration import AlignConfiguration, DPOConfiguratio
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
 from surefoot.alignment.durability.keeping import computed_with
 from surefoot.alignment.durability.start import call_by_name, reference_folder, verified_start
+from surefoot.alignment.rewards.importing import make_importable
 from surefoot.alignment.rlhf.configuration import PPOConfiguration
 from surefoot.alignment.training import Session, prepare, teller, train
 from surefoot.errors import UsageError, require
@@ -21,7 +22,7 @@ from surefoot.runs.lock import RunLock
 
 ABOUT = ("comparison", "reference_fingerprint", "model_folder", "reward_source")
 """What config.json says of every run beside its settings; the second is there where a policy is compared with a reference."""
-TO_GO_ON = ("start", "fingerprints", "directory", "command")
+TO_GO_ON = {"start": str, "fingerprints": dict, "directory": str, "command": str}
 """What it says of a run with checkpoints."""
 MAY_CHANGE = ("tensorboard", "checkpoint_every", "keep_checkpoints", "on_nonfinite", "epochs", "out", "samples_every", "cache")
 """Settings that a run can go on with changed."""
@@ -64,15 +65,15 @@ def resume_alignment(run: Path, *, epochs: int | None, exact: bool, quiet: bool,
         configuration.training.checkpoint_every is not None,
         f"{run} has no checkpoint to go on from: it was trained without --checkpoint-every",
     )
-    missing = [name for name in TO_GO_ON if name not in recorded]
-    require(not missing, f"{run / CONFIGURATION_FILE} does not say {', '.join(missing)}; it was altered")
+    wrong = [name for name, kind in TO_GO_ON.items() if not isinstance(recorded.get(name), kind)]
+    require(not wrong, f"{run / CONFIGURATION_FILE} does not say {', '.join(wrong)} as it did; it was altered")
     with RunLock(run):
         longer = _with_epochs(configuration, epochs)
         _refuse_finished(run, longer=longer != configuration)
         checkpoints = Checkpoints(run, keep=configuration.training.keep_checkpoints)
         checkpoint = _latest(run, checkpoints, configuration, tell, exact=exact)
-        if longer != configuration:
-            tell(_about_more_epochs(longer))
+        if checkpoint is not None and checkpoint.state["settings"].get("epochs") != longer.training.epochs:
+            tell(_about_other_epochs(longer))
         session = _session(longer, recorded, run, checkpoint, tell, quiet=quiet)
         # From here on the folder changes.
         if checkpoint is not None:
@@ -127,6 +128,7 @@ def _session(
     found = _paths_from(replace(configuration, model=own), recorded["directory"])
     if isinstance(found.objective, DPOConfiguration) and not found.objective.live_reference and reference_folder(run).is_dir():
         found = replace(found, objective=replace(found.objective, reference_cache=str(reference_folder(run))))
+    make_importable(Path(recorded["directory"]))  # where a reward's module may lie
     prepared = prepare(found, tokenizer, tell, quiet=quiet)
     call_by_name(prepared.model, configuration.model.model)
     _compare(prepared.fingerprints(), recorded["fingerprints"], configuration, tell)
@@ -141,13 +143,13 @@ def _with_epochs(configuration: AlignConfiguration, epochs: int | None) -> Align
     return replace(configuration, training=replace(configuration.training, epochs=epochs))
 
 
-def _about_more_epochs(configuration: AlignConfiguration) -> str:
+def _about_other_epochs(configuration: AlignConfiguration) -> str:
     training = configuration.training
     if training.learning_rate_schedule == "constant" and training.warmup == 0:
         return f"{training.epochs} epochs: the step size does not depend on how many there are, so this is the run of so many"
     return (
         f"{training.epochs} epochs: the step size, {training.learning_rate_schedule} with a warm-up of {training.warmup:g}, depends"
-        " on how many there are, and follows the longer schedule from here; the result is not that of so many epochs from the start"
+        " on how many there are, and follows their schedule from here; the result is not that of so many epochs from the start"
     )
 
 
@@ -168,8 +170,8 @@ def _compare(
     now: Mapping[str, str], before: Mapping[str, str], configuration: AlignConfiguration, tell: Callable[[str], None]
 ) -> None:
     """Refuse other data and another reward model; a function may have been mended, which is said."""
-    for option in before.keys() | now.keys():
-        if now.get(option) == before.get(option):
+    for option in now:
+        if now[option] == before.get(option):
             continue
         value = configuration.as_dict()[option.removeprefix("--").replace("-", "_")]
         if isinstance(configuration.objective, PPOConfiguration) and option == "--reward" and ":" in value:
@@ -180,20 +182,17 @@ def _compare(
         raise UsageError(f"{option} {value} is not what the run began with; put that back, or begin a new run")
 
 
-def _paths_from(configuration: AlignConfiguration, directory: Any) -> AlignConfiguration:
-    """Relative paths as the process found them that began the run, where there is nothing of that name from here."""
+def _paths_from(configuration: AlignConfiguration, directory: str) -> AlignConfiguration:
+    """Relative paths as the process found them that began the run; those that lead nowhere from there stay as they are."""
 
-    def found(name: Any) -> Any:
-        if not isinstance(name, str) or not isinstance(directory, str):
-            return name
-        path, colon, rest = name.rpartition(":")
-        path, rest = (path, colon + rest) if colon and not Path(name).exists() else (name, "")
-        there = Path(directory, path)
-        return name if Path(path).expanduser().exists() or not there.exists() else f"{there}{rest}"
+    def found(name: str | None) -> str | None:
+        place, _, function = (name or "").rpartition(":")
+        file = place if function and place.endswith(".py") else name
+        return name if not file or not Path(directory, file).exists() else str(Path(directory, str(name)))
 
     changes: dict[str, Any] = {}
     for part, names in (("data", ("data",)), ("training", ("eval_data",)), ("objective", ("reward", "reference_cache"))):
         value: Any = getattr(configuration, part)
-        there = {field.name for field in fields(value)} if value is not None else set()
-        changes[part] = value if value is None else replace(value, **{n: found(getattr(value, n)) for n in names if n in there})
+        has = {field.name for field in fields(value)} if value is not None else set()
+        changes[part] = value if value is None else replace(value, **{n: found(getattr(value, n)) for n in names if n in has})
     return replace(configuration, **changes)

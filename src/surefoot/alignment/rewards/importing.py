@@ -66,7 +66,7 @@ def described(error: BaseException, file: str | None = None) -> str:
 
 
 def _by_name(place: str, name: str) -> ModuleType:
-    _make_importable(Path.cwd())
+    make_importable(Path.cwd())
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
@@ -82,7 +82,7 @@ def _by_name(place: str, name: str) -> ModuleType:
 def _from_file(path: Path, name: str) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"--reward {name}: there is no file {path}")
-    _make_importable(path.resolve().parent)
+    make_importable(path.resolve().parent)
     specification = importlib.util.spec_from_file_location(f"surefoot_reward_{path.stem}", path.resolve())
     assert specification is not None
     assert specification.loader is not None
@@ -92,6 +92,7 @@ def _from_file(path: Path, name: str) -> ModuleType:
     return module
 
 
-def _make_importable(folder: Path) -> None:
+def make_importable(folder: Path) -> None:
+    """Let modules in a folder be found, behind everything that is found already."""
     if str(folder) not in sys.path:
-        sys.path.append(str(folder))  # behind the libraries, which a file's name must not hide
+        sys.path.append(str(folder))  # a file's name must not hide a library
