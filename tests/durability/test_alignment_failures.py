@@ -12,7 +12,8 @@ import torch
 from surefoot import cli
 from surefoot.alignment import preparation, training
 from surefoot.alignment.learning import offline
-from surefoot.alignment.rlhf import online
+from surefoot.alignment.rlhf import learner, online
+from surefoot.alignment.sampling import sampler
 from surefoot.alignment.training import align
 from surefoot.errors import RunError, UsageError
 from surefoot.runs.checkpoints import Checkpoints
@@ -148,6 +149,27 @@ def test_a_run_that_leaves_out_everything_stops(folder, tmp_path, monkeypatch):
         )
 
 
+def test_what_cannot_be_written_in_the_middle_of_an_update_is_gone_on_with_from_before(folder, tmp_path, monkeypatch):
+    align(settings("ppo", folder, tmp_path / "whole"), quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(online.OnlineRun, "_write_samples", lambda self: (_ for _ in ()).throw(RunError("the disk is full")))
+        with pytest.raises(RunError, match=r"the disk is full; once that is mended: surefoot resume .*run"):
+            align(settings("ppo", folder, tmp_path / "run"), quiet=True)
+    resume(tmp_path / "run")
+    assert_the_same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_updates_that_are_left_out_are_counted_once_also_where_they_end_a_run(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(offline.OfflineRun, "gradients", lambda self, examples: (_ for _ in ()).throw(offline.NotFinite("nan")))
+    choices = {"training__on_nonfinite": "skip", "training__epochs": 9, "training__checkpoint_every": "20"}
+    with pytest.raises(RunError, match="10 updates in a row"):
+        align(settings("sft", folder, tmp_path / "run", **choices), quiet=True)
+    state = Checkpoints(tmp_path / "run").latest()[0].state["run"]
+    assert (state["updates"], state["skipped"], state["skipped_in_row"]) == (9, 9, 9)
+    with pytest.raises(RunError, match="10 updates in a row"):
+        resume(tmp_path / "run")
+
+
 def test_a_reward_function_that_fails_leaves_a_run_that_goes_on_once_it_is_mended(folder, tmp_path):
     align(settings("ppo", folder, tmp_path / "whole"), quiet=True)
     reward = f"{folder / 'failing.py'}:at_times"
@@ -182,6 +204,49 @@ def test_a_reward_that_is_not_finite_is_left_out_with_its_iteration(folder, tmp_
     assert result["iterations"] == 9
 
 
+def spoiling_forward_passes(number, monkeypatch, *, of):
+    """Make what a model computes in iteration ``number`` not finite."""
+    measure, sample = learner.PolicyOptimization._measure, sampler.Sampler._run
+    seen = []
+
+    def measured(self, part, experience):
+        measure(self, part, experience)
+        if self.iterations + 1 == number and of != "policy":
+            (experience.reference if of == "reference" else experience.values)[0, 0] = float("nan")
+
+    def sampled(self, *arguments, **options):
+        samples, plain = sample(self, *arguments, **options)
+        seen.append(1)
+        if len(seen) == number and of == "policy":
+            samples.log_probabilities[0][0] = float("nan")
+        return samples, plain
+
+    monkeypatch.setattr(learner.PolicyOptimization, "_measure", measured)
+    monkeypatch.setattr(sampler.Sampler, "_run", sampled)
+
+
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        ("policy", "the model's probabilities"),
+        ("reference", "log-probability by the reference"),
+        ("critic", "value by the critic"),
+    ],
+)
+def test_what_models_compute_is_named_where_it_is_not_finite_and_changes_nothing(of, said, folder, tmp_path, monkeypatch):
+    choices = {"objective__critic": "policy", "objective__kl_target": 0.1, "objective__kl_horizon": 100}
+    with monkeypatch.context() as patch:
+        spoiling_forward_passes(2, patch, of=of)
+        with pytest.raises(RunError, match=rf"iteration 2, on the prompts of rows .*{said}.*checkpoints/1"):
+            align(settings("ppo", folder, tmp_path / "stops", **choices), quiet=True)
+    spoiling_forward_passes(2, monkeypatch, of=of)
+    align(settings("ppo", folder, tmp_path / "skips", **choices, training__on_nonfinite="skip"), quiet=True)
+    assert [line["skipped"] for line in lines(tmp_path / "skips")] == [0, *[1] * 8]
+    coefficients = [line.get("kl/coefficient") for line in lines(tmp_path / "skips")]
+    assert coefficients[1] is None
+    assert None not in coefficients[2:]
+
+
 def test_where_the_first_iteration_is_left_out_the_second_is_checked_and_settles_the_scale(folder, tmp_path):
     choices = {"training__on_nonfinite": "skip", "objective__standardize_rewards": "center", "objective__critic": "shared"}
     reward = f"{folder / 'failing.py'}:not_at_first"
@@ -192,8 +257,6 @@ def test_where_the_first_iteration_is_left_out_the_second_is_checked_and_settles
 
 
 def test_in_the_middle_of_an_iteration_the_state_is_kept_for_inspection_alone(folder, tmp_path, monkeypatch):
-    from surefoot.alignment.rlhf import learner
-
     steps, descend = [], learner.descend
 
     def spoilt(*arguments, **options):

@@ -75,19 +75,19 @@ class Keeper:
         not finite and there are no checkpoints, or some steps of an iteration are done already, it is a state to be looked at.
 
         Returns:
-            the error, which says where.
+            the error, which says where, or how to go on.
         """
-        not_finite = isinstance(error, NotFinite)
         with contextlib.suppress(RunError):  # a full disk, which may be the error itself
             if self.run.between_updates and self._cadence is not None:
                 self.keep()
-                if not_finite:
+                if isinstance(error, NotFinite):
                     return NotFinite(f"{error}; the state before it is kept in {self._checkpoints.folder / str(self.run.step)}")
-                return RunError(f"{error}; once that is mended: {shlex.join(['surefoot', 'resume', str(self.folder)])}")
-            if not_finite:
+            elif isinstance(error, NotFinite):
                 place = Checkpoints(self.folder, keep=1, name=FAILED_FOLDER).write(self._checkpoint(exact=False))
                 return NotFinite(f"{error}; the state that it was found in is kept in {place}")
-        return error
+        if isinstance(error, NotFinite) or not self._checkpoints.steps():
+            return error
+        return RunError(f"{error}; once that is mended: {shlex.join(['surefoot', 'resume', str(self.folder)])}")
 
     def _checkpoint(self, *, exact: bool) -> Checkpoint:
         arrays, state = self.run.state()

@@ -9,18 +9,22 @@ MOST_IN_A_ROW = 10
 
 
 class NotFinite(RunError):
-    """A loss, a gradient or a reward is not a finite number; the step that it was for is not taken."""
+    """A loss, a gradient, a reward or a probability is not a finite number; the step that it was for is not taken."""
 
 
-def refuse_too_many(in_a_row: int, reason: NotFinite) -> None:
-    """Stop a run that leaves out everything.
+def one_more(in_a_row: int, reason: NotFinite) -> int:
+    """Count an update, or an iteration, that is left out.
 
     Args:
-        in_a_row: updates, or iterations, that were left out one after the other, this one included.
-        reason: why this one was.
+        in_a_row: that were left out one after the other before it.
+        reason: why this one is.
+
+    Returns:
+        how many they are now.
 
     Raises:
-        RunError: there are too many.
+        RunError: they are too many, and the run leaves out everything.
     """
-    if in_a_row >= MOST_IN_A_ROW:
-        raise RunError(f"{in_a_row} updates in a row were left out, the last because {reason}") from reason
+    if in_a_row + 1 >= MOST_IN_A_ROW:
+        raise RunError(f"{in_a_row + 1} updates in a row were left out, the last because {reason}") from reason
+    return in_a_row + 1

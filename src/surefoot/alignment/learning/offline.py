@@ -19,7 +19,7 @@ from surefoot.alignment.data.fingerprint import examples_fingerprint
 from surefoot.alignment.durability.start import StartKeeper
 from surefoot.alignment.durability.state import Arrays, Saved, State, learn_again, learned, numbers_of, set_numbers, to_array
 from surefoot.alignment.learning.halves import Halves, can_be_computed_at_once
-from surefoot.alignment.learning.nonfinite import NotFinite, refuse_too_many
+from surefoot.alignment.learning.nonfinite import NotFinite, one_more
 from surefoot.alignment.learning.optimization import descend, learning_rate_at, make_optimizer
 from surefoot.alignment.learning.randomness import data_order, drawing_anew
 from surefoot.alignment.learning.watch import ChosenWatch
@@ -239,8 +239,7 @@ class OfflineRun:
         named = NotFinite(f"update {self.updates + 1}, on the batch with rows {rows}: {found}")
         if self.training.on_nonfinite == "stop":
             raise named from found
-        self.skipped_in_row += 1
-        refuse_too_many(self.skipped_in_row, named)
+        self.skipped_in_row = one_more(self.skipped_in_row, named)
         self.skipped += 1
         if self.skipped == 1:
             self.progress.say(f"left out: {named}; the metric skipped counts such updates")

@@ -20,7 +20,7 @@ from surefoot.alignment.configuration import TrainingConfiguration
 from surefoot.alignment.data.prompts import Prompt
 from surefoot.alignment.durability.state import Arrays, Saved, State, learn_again, learned, numbers_of, set_numbers
 from surefoot.alignment.learning.halves import Halves
-from surefoot.alignment.learning.nonfinite import NotFinite, refuse_too_many
+from surefoot.alignment.learning.nonfinite import NotFinite, one_more
 from surefoot.alignment.learning.optimization import NamedParameters, descend, learning_rate_at, make_optimizer
 from surefoot.alignment.likelihood.distribution import AnswerDistribution
 from surefoot.alignment.likelihood.likelihood import Likelihood
@@ -157,30 +157,35 @@ class PolicyOptimization:
 
     def experience(self, prompts: Sequence[Prompt]) -> Experience:
         """Answers of the policy as it is, with all that is measured of them."""
+        try:
+            return self._experience(prompts)
+        except NotFinite as found:
+            raise self._named(found, prompts) from found
+
+    def _experience(self, prompts: Sequence[Prompt]) -> Experience:
         settings, device = self.settings, self.actor.device
         noise = np.random.default_rng([self.training.seed, SAMPLING, self.iterations])
-        count = len(prompts) * settings.answers_per_prompt
+        each = settings.answers_per_prompt
         with self._phase("sampling"):
             samples = self.sampler.sample(
                 [prompt.ids for prompt in prompts],
-                answers=settings.answers_per_prompt,
-                noise=noise.random((count, settings.longest_answer)),
+                answers=each,
+                noise=noise.random((len(prompts) * each, settings.longest_answer)),
             )
         if self.iterations == 0 and self.sampler.notice is not None:
             self.say(self.sampler.notice)
-        each = settings.answers_per_prompt
         batch = [
             Answered(prompt, tuple(samples.answers[i * each : (i + 1) * each]), i * each) for i, prompt in enumerate(prompts)
         ]
         with self._phase("scoring"):
-            try:
-                rewards = self.reward.rewards(prompts, [one.answers for one in batch], samples.finished)
-            except NotFinite as found:
-                raise self._named(found, prompts) from found
+            rewards = self.reward.rewards(prompts, [one.answers for one in batch], samples.finished)
             old = side_by_side(samples.log_probabilities, device)
             values = None if self.critic is None else torch.zeros_like(old)
             experience = Experience(batch, samples.finished, rewards, old, torch.zeros_like(old), values)
             list(self._halves.map(lambda part: self._measure(part, experience), batch))
+            for what, numbers in (("log-probability by the reference", experience.reference), ("value by the critic", values)):
+                if numbers is not None and not bool(torch.isfinite(numbers).all()):
+                    raise NotFinite(f"a token's {what} is not finite")
             if self.ratio_error is None:
                 self._check_ratio(experience)
             if self._scores_again:
@@ -299,8 +304,7 @@ class PolicyOptimization:
         """
         if self.training.on_nonfinite == "stop":
             raise found
-        self.skipped_in_row += 1
-        refuse_too_many(self.skipped_in_row, found)
+        self.skipped_in_row = one_more(self.skipped_in_row, found)
         self.skipped += 1
         if self.skipped == 1:
             self.say(f"left out: {found}; the metric skipped counts such steps")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from surefoot.alignment.learning.nonfinite import NotFinite
 from surefoot.alignment.likelihood.distribution import AnswerDistribution
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.likelihood.packing import pack
@@ -18,7 +19,7 @@ from surefoot.alignment.sampling.decoding import Decoder, OwnCache, SharedPrompt
 from surefoot.alignment.sampling.drawing import Drawing, truncate
 from surefoot.alignment.sampling.keys_and_values import without_holes
 from surefoot.alignment.sampling.products import linear_layers_laid_out
-from surefoot.errors import RunError, require
+from surefoot.errors import require
 
 WAYS: tuple[Any, ...] = (SharedPrompts, OwnCache, WholeSequences)
 DROP = 8
@@ -109,7 +110,7 @@ class Sampler:
             noise: uniform numbers in [0, 1), float64.
 
         Raises:
-            RunError: the model's probabilities are not finite numbers.
+            NotFinite: the model's probabilities are not.
         """
         count = len(prompts) * answers
         if noise.shape != (count, self._longest):
@@ -123,7 +124,7 @@ class Sampler:
             packed = pack(groups, device=likelihood.device, feed_last=False)
             likelihood.count(packed, len(packed.scored_rows))
         if not all(np.isfinite(x).all() for x in samples.log_probabilities):
-            raise RunError("the model's probabilities are not finite numbers any more; its weights have diverged")
+            raise NotFinite("the model's probabilities are not finite; its weights have diverged, and a smaller step may help")
         return samples
 
     def _best_way(self, prompts: Sequence[np.ndarray], answers: int, noise: np.ndarray) -> Samples:
