@@ -9,23 +9,30 @@ import numpy as np
 from gymnasium import Env, Wrapper
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from surefoot.control.environments.outputs import WrongOutput, checked_reset, checked_rows, checked_step
 from surefoot.control.policies.spaces import Spaces, describe_spaces
 from surefoot.errors import EnvironmentFault
 
 
 class NameFaults(Wrapper):
-    """Says which environment raised, at which of its steps and with which action."""
+    """Says which environment raised or returned what cannot be used, at which of its steps and with which action."""
 
     def __init__(self, env: Env, *, name: str, index: int) -> None:
         super().__init__(env)
         self._name, self._index, self._steps = name, index, 0
+        self._space = env.observation_space  # found once: it lies behind every wrapper
 
     def step(self, action: Any) -> Any:
         """Step, counting."""
         self._steps += 1
         try:
-            return self.env.step(action)
-        except Exception as error:
+            return checked_step(self.env.step(action), self._space)
+        except WrongOutput as error:
+            raise EnvironmentFault(
+                f"environment {self._index} of {self._name} returned {error}, at its step {self._steps},"
+                f" with action {np.asarray(action).tolist()}"
+            ) from error
+        except (Exception, SystemExit) as error:  # an environment is the user's program, and may raise anything
             raise EnvironmentFault(
                 f"environment {self._index} of {self._name} raised {type(error).__name__} at its step {self._steps},"
                 f" with action {np.asarray(action).tolist()}: {error}"
@@ -34,8 +41,12 @@ class NameFaults(Wrapper):
     def reset(self, **options: Any) -> Any:
         """Reset, naming what goes wrong."""
         try:
-            return self.env.reset(**options)
-        except Exception as error:
+            return checked_reset(self.env.reset(**options), self._space)
+        except WrongOutput as error:
+            raise EnvironmentFault(
+                f"environment {self._index} of {self._name} returned {error}, in a reset after {self._steps} steps"
+            ) from error
+        except (Exception, SystemExit) as error:
             raise EnvironmentFault(
                 f"environment {self._index} of {self._name} raised {type(error).__name__} in a reset after"
                 f" {self._steps} steps: {error}"
@@ -103,9 +114,9 @@ class HostEnvironments:
             observations, _ = self._environments.reset(**options)
         except EnvironmentFault:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise EnvironmentFault(f"{self.name} raised {type(error).__name__} in its first reset: {error}") from error
-        return self._checked(np.asarray(observations), "an observation", steps)
+        return self._checked(self._rows(observations, "observations", steps), "an observation", steps)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         """One step of every environment.
@@ -118,7 +129,7 @@ class HostEnvironments:
             environments that ended, in rows of their own; None in next-step mode or where none ended.
 
         Raises:
-            EnvironmentFault: an environment raised, or returned a number that is not finite.
+            EnvironmentFault: an environment raised, or returned something else than finite numbers of the right shapes.
         """
         self._steps += 1
         try:
@@ -128,26 +139,54 @@ class HostEnvironments:
             observations, rewards, terminated, truncated, info = self._environments.step(actions)
         except EnvironmentFault:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise EnvironmentFault(
                 f"{self.name} raised {type(error).__name__} at vector step {self._steps},"
                 f" with actions {actions.tolist()}: {error}"
             ) from error
-        observations, rewards = np.asarray(observations), self._checked(np.asarray(rewards, float), "a reward", self._steps)
-        terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
+        observations = self._rows(observations, "observations", self._steps)
+        rewards = self._checked(self._rows(rewards, "rewards", self._steps).astype(float, copy=False), "a reward", self._steps)
+        terminated = self._rows(terminated, "terminated", self._steps)
+        truncated = self._rows(truncated, "truncated", self._steps)
         finals = None
         if self._mode is not AutoresetMode.NEXT_STEP and (ended := np.logical_or(terminated, truncated)).any():
             finals = np.zeros((self.num_envs, self.spaces.observation_size), np.float32)
             if self._mode is AutoresetMode.SAME_STEP:
-                if "final_obs" not in info:
-                    raise EnvironmentFault(f'{self.name} resets in the same step, but gives no info["final_obs"] at an end')
-                for i in np.flatnonzero(ended):
-                    finals[i] = info["final_obs"][i]
+                finals[ended] = self._final_observations(info, ended)
             else:
                 finals[ended] = observations[ended]
-                observations, _ = self._environments.reset(options={"reset_mask": ended})
+                observations = self._reset_ended(ended)
             self._checked(finals, "a final observation", self._steps)
         return self._checked(observations, "an observation", self._steps), rewards, terminated, truncated, finals
+
+    def _final_observations(self, info: Any, ended: np.ndarray) -> list[np.ndarray]:
+        """Of the environments that ended, where they reset in the same step."""
+        if not isinstance(info, dict) or "final_obs" not in info:
+            raise EnvironmentFault(f'{self.name} resets in the same step, but gives no info["final_obs"] at an end')
+        what, shape = "a final observation", (self.spaces.observation_size,)
+        try:
+            return [checked_rows(info["final_obs"][i], what, shape) for i in np.flatnonzero(ended)]
+        except (WrongOutput, LookupError, TypeError) as error:
+            raise EnvironmentFault(f'{self.name}, info["final_obs"] at vector step {self._steps}: {error}') from error
+
+    def _reset_ended(self, ended: np.ndarray) -> np.ndarray:
+        """Where environments do not reset by themselves; the observations of all."""
+        try:
+            observations, _ = self._environments.reset(options={"reset_mask": ended})
+        except EnvironmentFault:
+            raise
+        except (Exception, SystemExit) as error:
+            raise EnvironmentFault(
+                f"{self.name} raised {type(error).__name__} in a reset at vector step {self._steps}: {error}"
+            ) from error
+        return self._rows(observations, "observations", self._steps)
+
+    def _rows(self, values: Any, what: str, step: int) -> np.ndarray:
+        shape = (self.num_envs, self.spaces.observation_size) if what == "observations" else (self.num_envs,)
+        try:
+            return checked_rows(values, what, shape, flags=what in ("terminated", "truncated"))
+        except WrongOutput as error:
+            raise EnvironmentFault(f"{self.name} returned {error}, at vector step {step}") from error
 
     def _checked(self, values: np.ndarray, what: str, step: int) -> np.ndarray:
         # One sum is cheaper than a test of every element, and not finite if any element is not.
