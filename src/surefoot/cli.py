@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from surefoot.commands import align, demo, evaluate, export, frontier, generate, gradients, inspect, resume, task, train
 from surefoot.commands.options import DONE, FAILED, WRONG_INPUT, hyphenated
-from surefoot.errors import RunError, UsageError
+from surefoot.errors import RunError, UsageError, on_one_line
 from surefoot.runs.stopping import ended_by_signals
 
 STARTED = time.time()
@@ -53,10 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except UsageError as error:
-        print(f"surefoot: {error}", file=sys.stderr)
+        print(on_one_line(f"surefoot: {error}"), file=sys.stderr)
         return WRONG_INPUT
     except RunError as error:
-        print(f"surefoot: {error}", file=sys.stderr)
+        print(on_one_line(f"surefoot: {error}"), file=sys.stderr)
         return FAILED
     except ModuleNotFoundError as error:
         name = (error.name or "").split(".")[0]
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has gone; nobody is there to tell
         return FAILED
     except OSError as error:
-        print(f"surefoot: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        print(on_one_line(f"surefoot: {error.filename or 'output'}: {error.strerror or error}"), file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("surefoot: stopped at once; what was saved before is kept", file=sys.stderr)

@@ -19,6 +19,16 @@ class EnvironmentFault(RunError):
     """An environment raised, or returned a value that is not a finite number."""
 
 
+def printable(text: str) -> str:
+    """The text with an escape in place of what would move a terminal's cursor, change its colours or hide what stands there."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def on_one_line(text: str) -> str:
+    """A sentence as it is printed: on one line, and whatever it quotes unable to steer the terminal."""
+    return printable(" ".join(line.strip() for line in text.splitlines() if line.strip()) if "\n" in text else text)
+
+
 def require(condition: bool, sentence: str) -> None:
     """Raise :class:`UsageError` with the sentence unless the condition holds."""
     if not condition:

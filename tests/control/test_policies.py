@@ -27,7 +27,9 @@ def test_evaluation_counts_long_episodes_too(tmp_path):
     """Episodes of 3 and 4 steps in turn: exactly half of each, though short ones end first."""
     configuration = configure(env="tests.control.toys:Walk", out=str(tmp_path / "run"), total_steps=64)
     train(configuration, quiet=True)
-    got = evaluate(tmp_path / "run", episodes=40)
+    with pytest.raises(UsageError, match=r"tests.control.toys:Walk, which is code that .* give --env tests.control.toys:Walk"):
+        evaluate(tmp_path / "run", episodes=40)
+    got = evaluate(tmp_path / "run", episodes=40, environment="tests.control.toys:Walk")
     assert got["mean_length"] == 3.5
     # Positions 1, 2, 3 (, 4) plus 0.1 per earlier episode of that environment, four episodes each.
     np.testing.assert_allclose(got["mean_return"], np.mean([6.0, 10 + 0.4, 6 + 0.6, 10 + 1.2]), rtol=1e-6)

@@ -314,7 +314,7 @@ def test_functional_environments_of_ones_own(tmp_path):
         env="tests.control.test_training:Counter", out=str(tmp_path / "run"), total_steps=6400, learning_rate=1e-2
     )
     assert train(configuration, quiet=True)["backend"] == "jax"
-    got = evaluate(tmp_path / "run", episodes=12, deterministic=True)
+    got = evaluate(tmp_path / "run", episodes=12, deterministic=True, environment=configuration.run.env)
     assert (got["mean_return"], got["mean_length"]) == (3.0, 3.0), "three steps, cut by the time limit, all right"
 
 

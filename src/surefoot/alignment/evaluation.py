@@ -40,6 +40,7 @@ def evaluate_alignment(
     reference: str | None = None,
     max_length: int | None = None,
     batch_size: int = 16,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Score held-out preferences with a run's model: a reward model by its score, a policy of DPO or PPO by its implicit reward
     β (log π − log π_ref), a fine-tuned model by the likelihood of the answers.
@@ -52,6 +53,8 @@ def evaluate_alignment(
             else where the run found it. Its weights must be those that the run recorded.
         max_length: tokens that a prompt and one answer may have; as in the run by default.
         batch_size: prompts at a time.
+        trust_remote_code: run the Python files that come with the run's model. What the run says of it does not count: it may be a
+            stranger's.
 
     Returns:
         what ``surefoot evaluate --json`` prints: run, method, data, prompts, pairs, loss, metrics, for preferences accuracy (mean
@@ -76,7 +79,7 @@ def evaluate_alignment(
         str(folder),
         # An adapter is merged in float32: in half the bits most of what it adds would be rounded away here.
         precision="auto" if recorded["lora_rank"] and precision == "bfloat16" else precision,
-        trust_remote_code=recorded["trust_remote_code"],
+        trust_remote_code=trust_remote_code,
     )
     tokenizer = load_tokenizer(str(folder), trust_remote_code=settings.trust_remote_code)
     limit = recorded["max_length"] if max_length is None else max_length
@@ -145,7 +148,6 @@ def _recorded(run: Path) -> dict[str, Any]:
     wanted = {
         "precision",
         "lora_rank",
-        "trust_remote_code",
         "max_length",
         "overlong",
         "share_prompts",

@@ -25,7 +25,7 @@ from surefoot.alignment.models.card import model_card
 from surefoot.alignment.models.runs import model_of
 from surefoot.alignment.models.saving import save_model
 from surefoot.alignment.rlhf.online import Online
-from surefoot.errors import RunError, UsageError, require
+from surefoot.errors import RunError, UsageError, on_one_line, require
 from surefoot.runs.checkpoints import Checkpoint
 from surefoot.runs.directory import CONFIGURATION_FILE, MODEL_FOLDER, SUMMARY_FILE, create_run_folder, write_json
 from surefoot.runs.lock import LOCK_FILE, RunLock
@@ -175,7 +175,7 @@ def teller(quiet: bool) -> Callable[[str], None]:
 
     def tell(sentence: str) -> None:
         if not quiet:
-            print(sentence, file=sys.stderr, flush=True)
+            print(on_one_line(sentence), file=sys.stderr, flush=True)
 
     return tell
 

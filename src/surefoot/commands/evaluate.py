@@ -15,12 +15,12 @@ from surefoot.alignment.data.configuration import FormatName
 from surefoot.commands.options import DONE, Output, given, parse
 from surefoot.control.configuration import Backend
 from surefoot.control.recorded.off_policy_evaluation import Estimator
-from surefoot.errors import UsageError, require
+from surefoot.errors import UsageError, on_one_line, require
 from surefoot.runs.directory import CONFIGURATION_FILE, read_json
 
-IN_ENVIRONMENT = ("--episodes", "--deterministic", "--backend", "--record")
+IN_ENVIRONMENT = ("--episodes", "--deterministic", "--backend", "--record", "--env")
 FROM_DATA = ("--estimator", "--discount", "--clip", "--confidence", "--accept-small-sample")
-PREFERENCES = ("--format", "--reference", "--max-length", "--batch-size")
+PREFERENCES = ("--format", "--reference", "--max-length", "--batch-size", "--trust-remote-code")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ class Evaluate:
     """Folder of the run."""
     episodes: int = 100
     """How many episodes."""
+    env: str | None = None
+    """The environment; by default the one that the policy was trained in. Where that is Python code, module:callable, it must be named
+    here, because a run from elsewhere may name any."""
     deterministic: bool = False
     """Take the most probable action instead of a sample."""
     backend: Backend = "gymnasium-sync"
@@ -67,6 +70,8 @@ class Evaluate:
     """Tokens that a prompt and one answer may have; none takes the run's."""
     batch_size: int = 16
     """Prompts of --data at a time."""
+    trust_remote_code: bool = False
+    """Run the Python files that come with the run's model. Only for models whose files you have read."""
     output: tyro.conf.OmitArgPrefixes[Output] = field(default_factory=Output)
 
 
@@ -94,7 +99,7 @@ def run(arguments: list[str]) -> int:
             raise UsageError(f"{useless} does nothing with --from-data, which acts in no environment; leave it out")
         result, sentence = _from_data(chosen)
     if not chosen.output.quiet:
-        print(*result.get("notices", ()), sentence, sep="\n", file=sys.stderr)
+        print(*map(on_one_line, (*result.get("notices", ()), sentence)), sep="\n", file=sys.stderr)
     chosen.output.give(result)
     return DONE
 
@@ -110,6 +115,7 @@ def _on_preferences(chosen: Evaluate) -> tuple[dict[str, Any], str]:
         reference=chosen.reference,
         max_length=chosen.max_length,
         batch_size=chosen.batch_size,
+        trust_remote_code=chosen.trust_remote_code,
     )
     accuracy = "" if result["accuracy"] is None else f"accuracy {result['accuracy']:.4f} ± {result['standard_error']:.4f}, "
     return result, f"{result['method']}: {accuracy}loss {result['loss']:.4f} on {result['prompts']:,} prompts"
@@ -121,6 +127,7 @@ def _in_environment(chosen: Evaluate) -> tuple[dict[str, Any], str]:
         "backend": chosen.backend,
         "deterministic": chosen.deterministic,
         "seed": chosen.seed,
+        "environment": chosen.env,
     }
     if chosen.record is None:
         from surefoot.control.evaluation import evaluate

@@ -12,9 +12,8 @@ from typing import Any, Literal
 import tyro
 
 from surefoot.alignment.data.configuration import DataConfiguration, FormatName
-from surefoot.commands.inspect import printable
 from surefoot.commands.options import DONE, Output, given, parse
-from surefoot.errors import UsageError, require
+from surefoot.errors import UsageError, on_one_line, printable, require
 from surefoot.runs.directory import write_whole
 from surefoot.runs.progress import Progress
 
@@ -76,7 +75,7 @@ def run(arguments: list[str]) -> int:
 
     def tell(sentence: str) -> None:
         if not chosen.output.quiet:
-            print(sentence, file=sys.stderr)
+            print(on_one_line(sentence), file=sys.stderr)
 
     from surefoot.alignment.data.prompts import load_prompts, prompt_of
     from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer

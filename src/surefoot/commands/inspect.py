@@ -12,7 +12,7 @@ from rich.text import Text
 
 from surefoot.alignment.data.configuration import DataConfiguration, FormatName, Overlong
 from surefoot.commands.options import DONE, parse
-from surefoot.errors import UsageError
+from surefoot.errors import UsageError, printable
 
 LEGEND = "tokens are separated by |; ␣ is a space, ↵ a line's end; ‹BOS› and ‹EOS› mark the token before them"
 STYLES = {"BOS": "bold magenta", "EOS": "bold magenta", "prompt": "cyan", "answer": "green"}
@@ -105,11 +105,6 @@ def _tokens(name: str, tokens: list[dict[str, Any]], style: str) -> Text:
     return line
 
 
-def printable(text: str) -> str:
-    """The text with an escape in place of what would move a terminal's cursor or change its colours."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def _counts(result: dict[str, Any]) -> list[Text]:
     said = result["description"]
     facts = [
@@ -132,7 +127,7 @@ def _counts(result: dict[str, Any]) -> list[Text]:
         *(Text(f"{name.ljust(width)}  {fact}") for name, fact in facts),
         Text(),
         *(Text(printable(notice)) for notice in result["notices"]),
-        *(Text(f"warning: {warning}", style="yellow") for warning in result["warnings"]),
+        *(Text(f"warning: {printable(warning)}", style="yellow") for warning in result["warnings"]),
     ]
 
 

@@ -40,7 +40,8 @@ def evaluate(
             result never rests on a re-implementation.
         deterministic: the most probable action instead of a sample.
         seed: of environments and actions.
-        environment: a callable to take instead of the environment that the run names.
+        environment: what to take instead of the environment that the run names. One that is code, ``module:callable``, must be
+            given here: a run from elsewhere may name any.
 
     Returns:
         env, episodes, mean_return, std_return (population), mean_length, deterministic, backend.
@@ -90,9 +91,13 @@ def open_environments(
     """Make as many environments as ``episodes`` need, whatever the policy was trained on; the caller closes them.
 
     Raises:
-        UsageError: there is no such environment, or its spaces are not the policy's.
+        UsageError: there is no such environment, its spaces are not the policy's, or it is code that only the policy's file names.
     """
     name = str(policy.description["env"]) if environment is None else environment_name(environment)
+    if environment is None and ":" in name:
+        raise UsageError(
+            f"the policy was trained in {name}, which is code that would be imported and run; if that is what you want, give --env {name}"
+        )
     target: Environment = environment or name
     if backend == "gymnasium-sync" and (callable(target) or names_callable(target)):
         backend = "auto"  # a callable decides by what it returns

@@ -20,6 +20,8 @@ MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"
 TENSORBOARD_FOLDER = "tensorboard"
 CHECKPOINTS_FOLDER = "checkpoints"
+LARGEST_JSON = 1 << 25
+"""Bytes of a configuration, summary or list of files; the largest that are known have a tenth of that."""
 FAILED_FOLDER = "failed"
 """State before an update or a step that failed, as a checkpoint: for inspection."""
 
@@ -58,10 +60,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read one JSON object.
 
     Raises:
-        UsageError: the file is missing, unreadable or not a JSON object.
+        UsageError: the file is missing, unreadable, far too large or not a JSON object.
     """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(_content(path))
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist; give the folder of a run, the one that `surefoot train` printed") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -69,6 +71,19 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"{path} holds {type(value).__name__}, not a JSON object")
     return value
+
+
+def _content(path: Path) -> bytes:
+    """A file's bytes, once they are known to be few; a pipe under its name would be waited for without end."""
+    if not path.is_file():
+        if path.exists():
+            raise OSError("it is no file")
+        raise FileNotFoundError
+    with open(path, "rb") as file:
+        content = file.read(LARGEST_JSON + 1)
+    if len(content) > LARGEST_JSON:
+        raise ValueError(f"it has more than {LARGEST_JSON:,} bytes")
+    return content
 
 
 def create_run_folder(folder: str | None, *, name: str) -> Path:

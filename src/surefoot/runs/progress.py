@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from surefoot.errors import on_one_line
+
 PLAIN_SECONDS = 2.0
 LIVE_SECONDS = 0.1
 
@@ -62,7 +64,7 @@ class Progress:
     def say(self, sentence: str) -> None:
         """Print one sentence that stays."""
         if not self._quiet:
-            self._console.print(sentence, soft_wrap=True, markup=False)
+            self._console.print(on_one_line(sentence), soft_wrap=True, markup=False)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self._live is not None:

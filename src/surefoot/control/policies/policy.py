@@ -12,7 +12,7 @@ import numpy as np
 
 from surefoot.control.policies.networks import evaluate_network
 from surefoot.control.policies.normalization import RunningStatistics, normalize
-from surefoot.control.policies.spaces import Spaces
+from surefoot.control.policies.spaces import KINDS, Spaces
 from surefoot.equations import Array, Distribution
 from surefoot.errors import UsageError
 from surefoot.runs.directory import CONFIGURATION_FILE, POLICY_FOLDER, write_json, write_whole
@@ -137,13 +137,14 @@ def load_policy(run: str | Path) -> Policy:
         run: the run's folder, the one that ``surefoot train`` printed.
 
     Raises:
-        UsageError: there is no policy there, or its file is damaged.
+        UsageError: there is no policy there, or its file is damaged or does not hold one whole policy: every number in it is
+            looked at, since it may come from anywhere.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     run = Path(run)
     path = run / POLICY_FOLDER / WEIGHTS_FILE
-    if not path.exists():
+    if not path.is_file():
         if seeds := sorted(p.parent.name for p in run.glob(f"seed-*/{POLICY_FOLDER}")):
             raise UsageError(f"{run} holds several seeds; give the folder of one, such as {run / seeds[0]}")
         if (run / CONFIGURATION_FILE).exists():
@@ -156,7 +157,7 @@ def load_policy(run: str | Path) -> Policy:
         statistics = {
             name: tensors.pop(STATISTICS + name) for name in RunningStatistics._fields if STATISTICS + name in tensors
         }
-        return Policy(
+        policy = Policy(
             spaces=Spaces.from_dict(description["spaces"]),
             activation=description["activation"],
             parameters=tensors,
@@ -164,7 +165,48 @@ def load_policy(run: str | Path) -> Policy:
             observation_clip=float(description["observation_clip"]),
             description=description["description"],
         )
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        _check(policy)
+        return policy
+    except Exception as error:  # whatever a damaged file makes of safetensors, JSON and the types here
         raise UsageError(
             f"{path} is damaged or not a surefoot policy ({error}); train again or restore it from a copy"
         ) from error
+
+
+def _check(policy: Policy) -> None:
+    """Raise ValueError unless all parts of a policy from a file fit each other."""
+    space, size = policy.spaces.action, policy.spaces.observation_size
+    _demand(space.kind in KINDS, f"there are no actions of the kind {space.kind!r}")
+    whole = all(type(number) is int for number in (*space.sizes, *space.start))
+    one = space.kind == "multidiscrete" or len(space.sizes) == 1
+    _demand(whole and one and size > 0 and min(space.sizes, default=0) > 0, "its spaces have no size")
+    _demand(len(space.start) in (0, len(space.sizes)), "its actions are not counted from one number each")
+    bounds = np.asarray((space.low, space.high), np.float64)
+    _demand(bounds.shape == (2, space.outputs if space.kind == "box" else 0), "its actions have not one bound each")
+    _demand(bool((bounds[0] <= bounds[1]).all()), "its actions have a lower bound above the upper one")
+    _demand(policy.activation in ("tanh", "relu"), f"there is no activation {policy.activation!r}")
+    _demand(policy.observation_clip > 0, "it clips observations at no positive number")
+    description = policy.description
+    _demand(isinstance(description, dict) and isinstance(description.get("env"), str), "it names no environment")
+    _demand(all(array.dtype == np.float32 for array in policy.parameters.values()), "its weights are not float32")
+    _demand(all(np.isfinite(array).all() for array in policy.parameters.values()), "its weights are not finite")
+    left = {name: array.shape for name, array in policy.parameters.items()}
+    units, layers = size, sum(name.endswith("/weight") for name in left)
+    for i in range(layers):
+        weight, bias = left.pop(f"layer_{i}/weight"), left.pop(f"layer_{i}/bias")
+        _demand(len(weight) == 2 and weight[0] == units and bias == weight[1:], f"layer {i} does not fit those around it")
+        units = weight[1]
+    _demand(layers > 0 and units == space.outputs, "its network does not put out what its actions need")
+    if space.kind == "box":
+        _demand(left.pop("log_std", None) == (space.outputs,), "it has not one log_std for each component of its actions")
+    _demand(not left, f"it has weights without a place: {', '.join(left)}")
+    if policy.observation_statistics is not None:
+        mean, variance, count = policy.observation_statistics
+        _demand(mean.shape == variance.shape == (size,) and count.shape == (), "its statistics do not fit its observations")
+        finite = all(array.dtype == np.float32 and np.isfinite(array).all() for array in (mean, variance, count))
+        _demand(finite and bool((variance >= 0).all()), "its statistics are no means and variances")
+
+
+def _demand(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise ValueError(otherwise)

@@ -51,7 +51,7 @@ def record(
         seed: of environments and actions.
         backend: what steps the environment; Gymnasium's own by default.
         deterministic: refused: a policy that always takes its most probable action says nothing of any other action.
-        environment: a callable to take instead of the environment that the run names.
+        environment: what to take instead of the environment that the run names, as for ``evaluate``.
 
     Returns:
         env, data (the folder), dataset (its name), episodes, steps, mean_return, std_return (population), mean_length,
