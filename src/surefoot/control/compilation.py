@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,18 +30,33 @@ def cache_folder() -> Path:
 def use_persistent_cache() -> None:
     """Keep compiled programs between processes, unless the user has set JAX's own cache
     (JAX_COMPILATION_CACHE_DIR).
+
+    What lies there is machine code that runs: a folder that is another user's, or that others may write to, is not used.
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        private = _made_private(folder)
     except OSError:
         return  # a read-only home costs start-up time, nothing else
-    if os.access(folder, os.W_OK):
+    if private and os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _made_private(folder: Path) -> bool:
+    """Whether nobody else can write into the folder; one's own is closed to them."""
+    if not hasattr(os, "geteuid"):  # Windows, where a user's folders are the user's
+        return True
+    found = folder.lstat()
+    if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode):
+        return False
+    if found.st_mode & 0o022:
+        folder.chmod(0o700)
+    return True
 
 
 def compile_all(programs: dict[str, Lowered]) -> dict[str, Compiled]:

@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from surefoot.alignment.models.configuration import ModelConfiguration
+from surefoot.alignment.models.strangers import check_json_sizes, check_model_files, check_size
 from surefoot.errors import UsageError
 from surefoot.runs.directory import read_json
 
@@ -65,6 +66,7 @@ def read_configuration(folder: Path, configuration: ModelConfiguration) -> Pretr
     model = configuration.model
     if not (folder / "config.json").is_file():
         raise UsageError(f"--model {model} holds no config.json; give the folder that a model was saved in")
+    check_json_sizes(folder, model)
     if not any(folder.glob("*.safetensors")):
         if any(folder.glob("pytorch_model*.bin")):
             raise UsageError(
@@ -77,10 +79,14 @@ def read_configuration(folder: Path, configuration: ModelConfiguration) -> Pretr
     has_code = any("auto_map" in read_json(file) for file in files)
     if configuration.trust_remote_code and not has_code:
         raise UsageError(f"--trust-remote-code would do nothing: {model} brings no code of its own; leave it out")
+    check_model_files(folder, model)
     with sentences(model):
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=configuration.trust_remote_code)
     if getattr(config, "quantization_config", None) is not None:
         raise UsageError(f"--model {model} has quantised weights, which cannot be trained; give the model it was made from")
+    if not has_code:
+        with sentences(model):
+            check_size(folder, config)
     return config
 
 
@@ -99,12 +105,10 @@ def is_reward_model(config: PretrainedConfig) -> bool:
 @contextmanager
 def sentences(model: str) -> Iterator[None]:
     """What transformers, PEFT and safetensors complain about while a model is read, as one sentence about that model."""
-    from safetensors import SafetensorError
-
     try:
         with quiet():
             yield
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
+    except Exception as error:  # whatever a damaged file makes its reader raise
         raise UsageError(f"--model {model} cannot be loaded: {_first_line(error)}") from error
 
 

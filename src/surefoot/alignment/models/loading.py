@@ -20,6 +20,7 @@ from transformers import (
 
 from surefoot.alignment.models.configuration import ModelConfiguration
 from surefoot.alignment.models.folders import (
+    ADAPTER_FILE,
     ADAPTER_WEIGHTS,
     is_adapter,
     is_language_model,
@@ -31,6 +32,7 @@ from surefoot.alignment.models.folders import (
 )
 from surefoot.alignment.models.padding import give_own_pad_token
 from surefoot.alignment.models.precision import device_of, weights_dtype
+from surefoot.alignment.models.strangers import check_adapter
 from surefoot.errors import UsageError
 
 LOG = logging.getLogger(__name__)
@@ -165,11 +167,14 @@ def _with_adapter(folder: Path, configuration: ModelConfiguration, notify: Calla
     name = configuration.model
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise UsageError(f"--model {name} is an adapter without {ADAPTER_WEIGHTS}; save it with a current version of PEFT")
+    check_adapter(folder, name, ADAPTER_WEIGHTS)
     with sentences(name):
         settings = PeftConfig.from_pretrained(str(folder))
     base_name = settings.base_model_name_or_path
     if not base_name:
         raise UsageError(f"--model {name} is an adapter that does not name its base model; merge it first")
+    if (Path(base_name).expanduser() / ADAPTER_FILE).is_file():
+        raise UsageError(f"--model {name} is an adapter to another adapter, {base_name}; merge that one first")
     try:
         base = _language_model(replace(configuration, model=base_name), notify)
     except UsageError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,10 +12,15 @@ import numpy as np
 
 from surefoot.control.policies.spaces import ActionSpace, Spaces, describe_spaces
 from surefoot.errors import UsageError
+from surefoot.runs.directory import read_json
 
 LOG_PROBABILITY = "log_probability"
 OWN_ACTION = "policy_action"
 """Infos that ``surefoot evaluate RUN --record`` writes beside each action."""
+LARGEST_RATIO = 1100
+"""HDF5 and Arrow compress with deflate and the like, which make of no bytes more than so many."""
+DEEPEST = 16
+"""Groups in groups: an episode's infos may be nested."""
 METADATA_FILE = "metadata.json"
 DATA_FOLDER = "data"
 
@@ -138,14 +142,54 @@ def find_dataset(file: str | Path) -> Path:
 def _read_metadata(folder: Path) -> dict[str, Any]:
     """Check before Minari reads: without spaces it would run the environment that the file names, a stranger's choice."""
     path = folder / METADATA_FILE
-    try:
-        metadata = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as JSON ({error}); record the data or download them again") from error
+    metadata = read_json(path)
     missing = [name for name in ("observation_space", "action_space", "data_format") if not isinstance(metadata.get(name), str)]
     if missing:
         raise UsageError(f"{path} does not say {' and '.join(missing)}; load the data set in Minari and save it again")
+    counts = {name: metadata.get(name) for name in ("total_episodes", "total_steps")}
+    for name, count in counts.items():
+        if type(count) is not int or not 0 <= count < 1 << 40:
+            raise UsageError(
+                f"{path} says {name} {count}, which is no number of them; load the data set in Minari and save it again"
+            )
+    _check_contents(folder, int(metadata["total_episodes"]))
     return metadata
+
+
+def _check_contents(folder: Path, episodes: int) -> None:
+    """Refuse HDF5 files whose arrays lie in other files, or are larger than all that is there, before memory is taken for them."""
+    import h5py
+
+    largest = LARGEST_RATIO * sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if episodes > largest:
+        raise UsageError(f"{folder} says that it holds {episodes:,} episodes, and has no room for so many")
+    for path in folder.glob("*.hdf5"):
+        held = 0
+        try:
+            with h5py.File(path, "r") as file:
+                waiting: list[tuple[Any, int]] = [(file, 0)]
+                while waiting:
+                    group, depth = waiting.pop()
+                    for name in group:
+                        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                            raise UsageError(f"{path} holds a link, {name!r}, to somewhere else; record the data again")
+                        item = group[name]
+                        if isinstance(item, h5py.Group):
+                            if depth == DEEPEST:
+                                raise UsageError(f"{path} is nested deeper than any recorded episode")
+                            waiting.append((item, depth + 1))
+                        elif item.is_virtual or item.external:
+                            raise UsageError(f"{path} keeps {name!r} in another file; record the data again")
+                        else:
+                            held += item.nbytes
+                        if held > largest:
+                            raise UsageError(f"{path} says that it holds {held:,} bytes or more, and has no room for so many")
+        except UsageError:
+            raise
+        except Exception as error:  # whatever a damaged file makes of h5py
+            raise UsageError(
+                f"{path} cannot be read ({type(error).__name__}: {error}); record it or download it again"
+            ) from error
 
 
 def _describe(dataset: Any, file: str | Path) -> Spaces:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from surefoot.alignment.data.reading.room import check_room, counted, room
 from surefoot.errors import UsageError
 
 Record = tuple[int, Any]
@@ -54,10 +55,15 @@ def kind_of(path: Path) -> str:
 
 
 def _text(path: Path) -> str:
-    content = path.read_bytes()
-    if path.name.lower().endswith(".gz"):
+    check_room(path, path.stat().st_size)
+    if not path.name.lower().endswith(".gz"):
+        content = path.read_bytes()
+    else:
+        most = room()
         try:
-            content = gzip.decompress(content)
+            with gzip.open(path) as packed:
+                content = packed.read(most + 1)
+            check_room(path, len(content), given=most)
         except (OSError, EOFError, zlib.error) as error:
             raise UsageError(f"{path} cannot be unpacked: {error}") from error
     try:
@@ -132,14 +138,16 @@ def _cell(name: str, text: str) -> Any:
 
 
 def _parquet(path: Path) -> Iterator[Record]:
-    arrow = _pyarrow()
+    _pyarrow()
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            batches = (batch.to_pylist() for batch in file.iter_batches(1024))
+            batches = (batch.to_pylist() for batch in counted(file.iter_batches(1024), path))
             yield from enumerate((row for batch in batches for row in batch), start=1)
-    except (arrow.ArrowException, ValueError) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a damaged file makes of Arrow, and its values of Python's types
         raise UsageError(f"{path} cannot be read as Parquet: {_first_line(error)}") from error
 
 
@@ -151,13 +159,16 @@ def _arrow(path: Path) -> Iterator[Record]:
     try:
         with arrow.memory_map(str(path)) as file:
             try:
-                table = ipc.open_file(file).read_all()
+                whole = ipc.open_file(file)
+                parts = (whole.get_batch(i) for i in range(whole.num_record_batches))
             except arrow.ArrowInvalid:
                 file.seek(0)
-                table = ipc.open_stream(file).read_all()
-            batches = (batch.to_pylist() for batch in table.to_batches(1024))
+                parts = iter(ipc.open_stream(file))
+            batches = (batch.to_pylist() for batch in counted(parts, path))
             yield from enumerate((row for batch in batches for row in batch), start=1)
-    except (arrow.ArrowException, ValueError) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # as above
         raise UsageError(f"{path} cannot be read as Arrow: {_first_line(error)}") from error
 
 
@@ -170,7 +181,7 @@ def _pyarrow() -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 READERS: dict[str, Callable[[Path], Iterator[Record]]] = {

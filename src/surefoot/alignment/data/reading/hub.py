@@ -7,9 +7,11 @@ import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surefoot.errors import UsageError
+from surefoot.runs.directory import read_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -84,6 +86,7 @@ def load_saved(folder: str, *, split: str | None) -> Dataset:
         UsageError: the folder is damaged, or has no such split.
     """
     datasets = _datasets()
+    _check_names(Path(folder))
     try:
         loaded = datasets.load_from_disk(folder)
     except Exception as error:  # whatever a damaged file makes its reader raise
@@ -93,6 +96,25 @@ def load_saved(folder: str, *, split: str | None) -> Dataset:
     if split is not None:
         raise UsageError(f"{folder} is one split, so --split {split} chooses nothing; leave it out")
     return loaded
+
+
+def _check_names(folder: Path) -> None:
+    """Refuse splits and files that lie elsewhere than in the folder."""
+    splits = read_json(folder / "dataset_dict.json").get("splits") if (folder / "dataset_dict.json").is_file() else []
+    files: list[Any] = []
+    for state in (folder / "state.json", *folder.glob("*/state.json")):
+        there = read_json(state).get("_data_files") if state.is_file() else []
+        files += there if isinstance(there, list) else [there]
+    named = (
+        [*splits, *(file.get("filename") if isinstance(file, dict) else None for file in files)]
+        if isinstance(splits, list)
+        else [0]
+    )
+    for name in named:
+        if not isinstance(name, str) or Path(name).name != name or name == "..":
+            raise UsageError(
+                f"{folder} cannot be read as a folder of datasets.save_to_disk: it names {name!r}, which is no file in it"
+            )
 
 
 def choose_split(splits: Any, wanted: str | None, *, name: str) -> Any:

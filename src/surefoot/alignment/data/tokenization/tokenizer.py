@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surefoot.alignment.data.reading.hub import hub_or_cache
+from surefoot.alignment.models.strangers import check_json_sizes
 from surefoot.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
         raise UsageError(f"{model} does not exist; give a model's folder, or a name on the Hugging Face hub")
     if folder and not trust_remote_code and not any(_holds_vocabulary(path) for path in Path(model).iterdir()):
         raise UsageError(f"{model} holds no tokenizer; a model's folder has one in tokenizer.json")
+    if folder:
+        check_json_sizes(Path(model), model)
     with nullcontext(True) if folder else hub_or_cache() as reachable:
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, local_files_only=folder)
