@@ -109,6 +109,10 @@ def sentences(model: str) -> Iterator[None]:
         with quiet():
             yield
     except Exception as error:  # whatever a damaged file makes its reader raise
+        if "trust_remote_code" in str(error):
+            raise UsageError(
+                f"--model {model} is computed by code that comes with it; read that code, and allow it with --trust-remote-code"
+            ) from error
         raise UsageError(f"--model {model} cannot be loaded: {_first_line(error)}") from error
 
 

@@ -127,6 +127,10 @@ def check_adapter(folder: Path, name: str, weights: str) -> None:
     ranks = [settings.get("r"), *(patterns.values() if isinstance(patterns, dict) else ())]
     if any(isinstance(rank, int) and rank > largest for rank in ranks):
         raise UsageError(f"--model {name}: its adapter_config.json has a rank that no weight in {weights} has")
+    if not isinstance(settings.get("base_model_name_or_path", ""), str | None):
+        raise UsageError(
+            f"--model {name}: its adapter_config.json names no base model, but {settings['base_model_name_or_path']!r}"
+        )
     if settings.get("layer_replication"):
         raise UsageError(f"--model {name} is an adapter that copies layers of its base model, which cannot be merged")
 

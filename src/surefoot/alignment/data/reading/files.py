@@ -55,15 +55,13 @@ def kind_of(path: Path) -> str:
 
 
 def _text(path: Path) -> str:
-    check_room(path, path.stat().st_size)
     if not path.name.lower().endswith(".gz"):
         content = path.read_bytes()
     else:
         most = room()
         try:
             with gzip.open(path) as packed:
-                content = packed.read(most + 1)
-            check_room(path, len(content), given=most)
+                content = b"".join(_pieces(packed, path, most))
         except (OSError, EOFError, zlib.error) as error:
             raise UsageError(f"{path} cannot be unpacked: {error}") from error
     try:
@@ -71,6 +69,15 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UsageError(f"{path}, line {line}: the text is not UTF-8; convert the file first") from error
+
+
+def _pieces(packed: gzip.GzipFile, path: Path, most: int) -> Iterator[bytes]:
+    """What is unpacked, as long as it fits."""
+    held = 0
+    while piece := packed.read(1 << 20):
+        held += len(piece)
+        check_room(path, held, given=most)
+        yield piece
 
 
 def _value(path: Path, text: str, line: int) -> Any:

@@ -86,8 +86,8 @@ def load_saved(folder: str, *, split: str | None) -> Dataset:
         UsageError: the folder is damaged, or has no such split.
     """
     datasets = _datasets()
-    _check_names(Path(folder))
     try:
+        _check_names(Path(folder))
         loaded = datasets.load_from_disk(folder)
     except Exception as error:  # whatever a damaged file makes its reader raise
         raise UsageError(f"{folder} cannot be read as a folder of datasets.save_to_disk: {_sentence(error)}") from error
@@ -112,9 +112,7 @@ def _check_names(folder: Path) -> None:
     )
     for name in named:
         if not isinstance(name, str) or Path(name).name != name or name == "..":
-            raise UsageError(
-                f"{folder} cannot be read as a folder of datasets.save_to_disk: it names {name!r}, which is no file in it"
-            )
+            raise UsageError(f"it names {name!r}, which is no file in it")
 
 
 def choose_split(splits: Any, wanted: str | None, *, name: str) -> Any:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from surefoot.alignment.data.reading.files import READERS, Record, kind_of, read_file, reader_of
 from surefoot.alignment.data.reading.hub import choose_split, load_from_hub, load_saved
+from surefoot.alignment.data.reading.room import check_room
 from surefoot.errors import UsageError
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ def _checksum(paths: list[Path]) -> str:
     total = hashlib.sha256()
     for path in paths:
         try:
+            check_room(path, path.stat().st_size)  # before hours are spent on reading it
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").digest()
         except OSError as error:

@@ -29,6 +29,8 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
         from transformers import AutoTokenizer
     except ModuleNotFoundError:
         raise UsageError("this needs transformers; install it with: pip install 'surefoot[alignment]'") from None
+    from surefoot.alignment.models.folders import quiet  # which needs transformers, too
+
     folder = Path(model).is_dir()
     if not folder and model.startswith(("/", ".")):
         raise UsageError(f"{model} does not exist; give a model's folder, or a name on the Hugging Face hub")
@@ -38,7 +40,10 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
         check_json_sizes(Path(model), model)
     with nullcontext(True) if folder else hub_or_cache() as reachable:
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, local_files_only=folder)
+            with quiet():
+                tokenizer: Any = AutoTokenizer.from_pretrained(
+                    model, trust_remote_code=trust_remote_code, local_files_only=folder
+                )
         except Exception as error:  # damaged files raise whatever their readers make of them
             if "trust_remote_code" in str(error):
                 raise UsageError(
