@@ -191,7 +191,7 @@ def test_weights_that_are_not_finite_are_an_error(llama):
 def test_a_torn_file_is_an_error(llama):
     content = (llama / "model.safetensors").read_bytes()
     (llama / "model.safetensors").write_bytes(content[: len(content) // 2])
-    refused(llama, "cannot be loaded: ")
+    refused(llama, "allow it with --trust-remote-code")
 
 
 def test_folders_that_hold_no_model_are_refused(tmp_path, llama):
@@ -244,7 +244,7 @@ def test_code_that_comes_with_a_model_runs_only_when_asked_for(llama):
         "from transformers import LlamaConfig\nclass MineConfig(LlamaConfig):\n    model_type = 'mine'\n"
     )
     change_config(llama, model_type="mine", auto_map={"AutoConfig": "mine.MineConfig"})
-    refused(llama, "cannot be loaded: ")
+    refused(llama, "allow it with --trust-remote-code")
 
 
 def test_a_name_that_the_hub_cannot_be_asked_for_is_one_sentence(monkeypatch, tmp_path):

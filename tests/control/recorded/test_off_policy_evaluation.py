@@ -106,7 +106,7 @@ def test_data_that_do_not_show_what_the_policy_does_are_refused(tmp_path):
         parameters = {k: 0 * v for k, v in policy.parameters.items()}
         parameters["layer_1/bias"] = np.array([odds, -odds], np.float32)
         Policy(policy.spaces, "tanh", parameters, None, 10.0, policy.description).save(run)
-    record(left, tmp_path / "data-v0", episodes=50)
+    record(left, tmp_path / "data-v0", episodes=50, environment="tests.control.toys:ActionReward")
     policy = load_policy(right)
     parameters = dict(policy.parameters) | {"layer_1/bias": np.array([0.5, -0.5], np.float32)}
     Policy(policy.spaces, "tanh", parameters, None, 10.0, policy.description).save(tmp_path / "between")
@@ -154,7 +154,7 @@ def test_box_actions(tmp_path, monkeypatch, raw):
         parameters |= {"layer_1/bias": np.array([mean], np.float32), "log_std": np.array([log_std], np.float32)}
         Policy(policy.spaces, "tanh", parameters, None, 10.0, policy.description).save(tmp_path / name)
         runs[name] = true_return_of_clipped_gaussian(mean, np.exp(log_std))
-    record(tmp_path / "behavior", tmp_path / "data-v0", episodes=700)
+    record(tmp_path / "behavior", tmp_path / "data-v0", episodes=700, environment="tests.control.toys:ContinuousTarget")
     file = tmp_path / "data-v0"
     if not raw:
         file = without_infos(tmp_path, "bare-v0", monkeypatch, keep=("log_probability",))

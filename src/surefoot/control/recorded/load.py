@@ -188,7 +188,7 @@ def _check_contents(folder: Path, episodes: int) -> None:
             raise
         except Exception as error:  # whatever a damaged file makes of h5py
             raise UsageError(
-                f"{path} cannot be read ({type(error).__name__}: {error}); record it or download it again"
+                f"{path} cannot be read as a Minari data set ({type(error).__name__}: {error}); record it or download it again"
             ) from error
 
 
