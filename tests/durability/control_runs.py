@@ -109,3 +109,20 @@ def stopped_at(run: Path, step: int, copy: Path) -> Path:
         shutil.rmtree(place / "policy", ignore_errors=True)
         (place / "summary.json").unlink(missing_ok=True)
     return copy
+
+
+def stop_after(monkeypatch, reports, number=15):
+    """SIGTERM during the given report."""
+    import os
+
+    from surefoot.control.loop import MetricsWriter
+
+    plain, seen = MetricsWriter.write, []
+
+    def write(self, step, metrics):
+        seen.append(step)
+        if len(seen) == reports:
+            os.kill(os.getpid(), number)
+        plain(self, step, metrics)
+
+    monkeypatch.setattr(MetricsWriter, "write", write)

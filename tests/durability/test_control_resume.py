@@ -14,7 +14,7 @@ from surefoot.errors import RunError, UsageError
 from surefoot.runs.checkpoints import Checkpoints, Damaged
 from surefoot.runs.lock import RunLock
 from surefoot.runs.metrics import read_metrics
-from tests.durability.control_runs import CASES, configured, contents, differences, stopped_at
+from tests.durability.control_runs import CASES, configured, contents, differences, stop_after, stopped_at
 
 
 @pytest.fixture(scope="module")
@@ -70,23 +70,6 @@ def test_stopped_twice_and_before_the_first_checkpoint(whole, tmp_path):
     result = resume(again, quiet=True)
     assert result["resumed"] == [{"step": 0, "exact": True}, {"step": 256, "exact": True}]
     assert differences(contents(run), contents(again)) == []
-
-
-def stop_after(monkeypatch, reports, number=15):
-    """SIGTERM during the given report."""
-    import os
-
-    from surefoot.control.loop import MetricsWriter
-
-    plain, seen = MetricsWriter.write, []
-
-    def write(self, step, metrics):
-        seen.append(step)
-        if len(seen) == reports:
-            os.kill(os.getpid(), number)
-        plain(self, step, metrics)
-
-    monkeypatch.setattr(MetricsWriter, "write", write)
 
 
 @pytest.mark.parametrize(("case", "exact"), [("ppo on JAX", True), ("ppo on Gymnasium", False)])
@@ -185,52 +168,6 @@ def test_seeds_in_turn_keep_those_that_are_finished(tmp_path, monkeypatch):
         resume(tmp_path / "run", quiet=True)
     with pytest.raises(UsageError, match=r"seed-1 is one of several seeds; give the folder of all, .*run$"):
         resume(tmp_path / "run" / "seed-1", quiet=True)
-
-
-# More steps
-
-
-@pytest.mark.parametrize("case", ["ppo on JAX", "trpo on Gymnasium"])
-def test_raised_steps_are_exact_where_no_schedule_depends_on_them(case, tmp_path, capsys):
-    constant = {"learning_rate_schedule": "constant"}
-    train(configured(case, tmp_path / "long", **constant, total_steps=1024), quiet=True)
-    train(configured(case, tmp_path / "run", **constant), quiet=True)
-    with pytest.raises(UsageError, match=r"is finished; --total-steps N goes on beyond its 512 steps"):
-        resume(tmp_path / "run", quiet=True)
-    for fewer in (512, 100, -1):
-        with pytest.raises(UsageError, match=f"--total-steps {fewer} is no more than the 512 that"):
-            resume(tmp_path / "run", total_steps=fewer, quiet=True)
-    result = resume(tmp_path / "run", total_steps=1024)
-    assert "spread over the whole run" not in capsys.readouterr().err
-    assert result["resumed"] == [{"step": 512, "exact": True}]
-    assert differences(contents(tmp_path / "long"), contents(tmp_path / "run")) == []
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["total_steps"] == 1024
-
-
-def test_raised_steps_say_what_depends_on_them(tmp_path, capsys):
-    train(configured("ppo on JAX", tmp_path / "run", clip_range_schedule="linear"), quiet=True)
-    result = resume(tmp_path / "run", total_steps=1024)
-    assert (
-        "--learning-rate-schedule linear and --clip-range-schedule linear is spread over the whole run"
-        in capsys.readouterr().err
-    )
-    assert result["resumed"] == [{"step": 512, "exact": False}]
-    rates = [line["schedule/learning_rate"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
-    np.testing.assert_allclose(rates[:8], 3e-4 * (1 - np.arange(8) / 8), rtol=1e-6)
-    np.testing.assert_allclose(rates[8:], 3e-4 * (1 - np.arange(8, 16) / 16), rtol=1e-6)
-
-
-def test_raised_steps_may_change_what_a_report_covers(tmp_path, capsys):
-    """A report of four rollouts where that is all there is, then of more."""
-    case, short = "a2c on Gymnasium", {"total_steps": 32, "restart_every": 3000, "learning_rate_schedule": "constant"}
-    first = train(configured(case, tmp_path / "run", **short), quiet=True)
-    assert first["checkpoint"]["step"] == 32
-    result = resume(tmp_path / "run", total_steps=8000)
-    assert "a report now covers" in capsys.readouterr().err
-    assert not result["interrupted"]
-    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert lines[-1]["slots"] >= 8000
-    assert all(np.isfinite(line["policy/objective"]) for line in lines)
 
 
 # What is refused

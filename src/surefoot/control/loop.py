@@ -103,8 +103,8 @@ def train_seeds(
         writers = []
         for (seed, below), position in zip(folders.items(), positions, strict=True):
             single = replace(configuration, run=replace(run, seed=seed, seeds=1, out=str(below)))
+            (below / SUMMARY_FILE).unlink(missing_ok=True)  # first: it would be one of a finished run of more steps
             write_json(below / CONFIGURATION_FILE, single.as_dict())
-            (below / SUMMARY_FILE).unlink(missing_ok=True)
             writers.append(stack.enter_context(MetricsWriter(below, tensorboard=run.tensorboard, resume=position)))
         label = f"{configuration.algorithm} {run.env}" + (f" × {count} seeds" if count > 1 else "")
         total = iterations * configuration.slots

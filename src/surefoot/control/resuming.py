@@ -34,32 +34,27 @@ class Start(NamedTuple):
         return 0 if self.checkpoint is None else int(self.checkpoint.state["iteration"])
 
 
-class GoingOn(NamedTuple):
-    """How a run is gone on with."""
+def find_start(home: Path, configuration: TrainConfiguration, *, seeds: int, exact: bool) -> Start:
+    """Where a run that was stopped goes on: at its last whole checkpoint.
 
-    exact: bool
-    """Pass over checkpoints that are not exact."""
-    raised: bool
-    """Its steps were raised, so that finished seeds go on as well."""
-    notices: tuple[str, ...]
-    """What that changes for the steps done already."""
+    Args:
+        home: of the checkpoints.
+        configuration: of the run.
+        seeds: how many a checkpoint is of.
+        exact: pass over checkpoints that are not exact.
 
-    def start(self, home: Path, configuration: TrainConfiguration, *, seeds: int) -> Start:
-        """The last whole checkpoint of ``home``, which is of so many ``seeds``.
-
-        Raises:
-            UsageError: there are only damaged ones, or it is not of a run of this configuration.
-        """
-        checkpoints = Checkpoints(home)
-        checkpoints.adopt()
-        if not checkpoints.steps():
-            return Start(None, True, (f"{home} has no checkpoint yet: it begins again", *self.notices))
-        checkpoint, passed = checkpoints.latest(exact=self.exact)
-        changes = check(checkpoint, configuration, seeds)
-        kind = "exact" if checkpoint.exact else "inexact: its environments begin afresh"
-        where = f"going on from step {checkpoint.step:,} ({kind})"
-        exact = checkpoint.exact and not changes and not self.notices
-        return Start(checkpoint, exact, (*passed, where, *changes, *self.notices))
+    Raises:
+        UsageError: there are only damaged ones, or it is not of a run of this configuration.
+    """
+    checkpoints = Checkpoints(home)
+    checkpoints.adopt()
+    if not checkpoints.steps():
+        return Start(None, True, (f"{home} has no checkpoint yet: it begins again",))
+    checkpoint, passed = checkpoints.latest(exact=exact)
+    changes = check(checkpoint, configuration, seeds)
+    kind = "exact" if checkpoint.exact else "inexact: its environments begin afresh"
+    where = f"going on from step {checkpoint.step:,} ({kind})"
+    return Start(checkpoint, checkpoint.exact and not changes, (*passed, where, *changes))
 
 
 def backend_of(start: Start | None, configuration: TrainConfiguration, environment: Environment | None) -> Backend | None:
@@ -102,10 +97,10 @@ def read_configuration(folder: Path) -> TrainConfiguration:
     return configuration
 
 
-def finished_before(folder: Path) -> dict[str, Any] | None:
-    """The summary of a run that reached its end; None of one that did not."""
+def finished_before(folder: Path, *, total_steps: int) -> dict[str, Any] | None:
+    """The summary of a run, or of one of its seeds, that was planned for so many steps and reached its end; else None."""
     path = folder / SUMMARY_FILE
-    if not path.exists():
+    if not path.exists() or read_json(folder / CONFIGURATION_FILE).get("total_steps") != total_steps:
         return None
     summary = read_json(path)
     return summary if summary.get("interrupted") is False and all(name in summary for name in RESULTS) else None

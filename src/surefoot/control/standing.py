@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -18,8 +18,8 @@ from surefoot.runs.checkpoints import Checkpoint
 from surefoot.runs.libraries import changed_versions, library_versions
 
 LIBRARIES = ("surefoot", "jax", "jaxlib", "numpy", "optax", "gymnasium", "envpool", "mujoco")
-FREE = ("total_steps", "checkpoint_every", "keep_checkpoints", "tensorboard", "out", "on_nonfinite")
-"""Settings that may differ from those that a checkpoint was written under."""
+FREE = ("checkpoint_every", "keep_checkpoints", "tensorboard", "out", "on_nonfinite")
+"""Settings that may differ from those that a checkpoint was written under; ``total_steps`` may be more."""
 
 
 @dataclass
@@ -147,22 +147,27 @@ def check(checkpoint: Checkpoint, configuration: TrainConfiguration, seeds: int)
     if lengths != {seeds} or not whole or checkpoint.step != state["iteration"] * configuration.slots or state["iteration"] < 0:
         raise UsageError(f"the checkpoint at step {checkpoint.step:,} is not one of this run, which has {seeds} seeds")
     before, now = state["configuration"], configuration.as_dict()
+    steps = before.get("total_steps")
+    shorter = type(steps) is not int or not 1 <= steps <= configuration.run.total_steps
     for name in sorted(before.keys() | now.keys()):
-        if name not in FREE and before.get(name) != now.get(name):
+        if shorter if name == "total_steps" else name not in FREE and before.get(name) != now.get(name):
             raise UsageError(
                 f"config.json says {name} {now.get(name)}, but the checkpoint at step {checkpoint.step:,} was written under"
                 f" {before.get(name)}; set it back, or train anew in another folder"
             )
+    notices = _longer(replace(configuration, run=replace(configuration.run, total_steps=steps)), configuration)
     versions = {str(name): str(version) for name, version in state["computed_with"].items()}
     if changes := changed_versions(versions, computed_with()):
-        return (
+        notices += (
             f"libraries have changed ({changes}): the run goes on, but may differ in its bits from one that was never stopped",
         )
-    return ()
+    return notices
 
 
-def longer(before: TrainConfiguration, after: TrainConfiguration) -> tuple[str, ...]:
+def _longer(before: TrainConfiguration, after: TrainConfiguration) -> tuple[str, ...]:
     """What the user should know of a run whose steps were raised from those of ``before`` to those of ``after``."""
+    if before.run.total_steps == after.run.total_steps:
+        return ()
     settings = after.as_dict()
     falling = [
         name for name in ("learning_rate_schedule", "clip_range_schedule", "max_kl_schedule") if settings.get(name) == "linear"
@@ -171,8 +176,8 @@ def longer(before: TrainConfiguration, after: TrainConfiguration) -> tuple[str, 
     notices = []
     if falling:
         notices.append(
-            f"{options} is spread over the whole run: from here on it is that of a run of {after.run.total_steps:,} steps, but what"
-            f" was learnt so far was learnt under one of {before.run.total_steps:,}"
+            f"{options} {'is' if len(falling) == 1 else 'are'} spread over the whole run: from here on it is that of"
+            f" a run of {after.run.total_steps:,} steps, but what was learnt so far was learnt under one of {before.run.total_steps:,}"
         )
     if before.rollouts_per_report != after.rollouts_per_report:
         notices.append(

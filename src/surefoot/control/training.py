@@ -14,11 +14,10 @@ from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.environments.functional import FunctionalEnvironment
 from surefoot.control.environments.select import Environment, Selection, environment_name
 from surefoot.control.loop import train_seeds
-from surefoot.control.resuming import GoingOn, backend_of, check_source, finished_before, read_configuration
+from surefoot.control.resuming import backend_of, check_source, find_start, finished_before, read_configuration
 from surefoot.control.sources import Source, open_source
-from surefoot.control.standing import longer
 from surefoot.errors import UsageError
-from surefoot.runs.directory import CONFIGURATION_FILE, METRICS_FILE, SUMMARY_FILE, create_run_folder, write_json
+from surefoot.runs.directory import CONFIGURATION_FILE, SUMMARY_FILE, create_run_folder, write_json
 from surefoot.runs.lock import RunLock
 from surefoot.runs.statistics import summarize_seeds
 from surefoot.runs.stopping import StopRequest
@@ -59,7 +58,7 @@ def train(
     folder = create_run_folder(configuration.run.out, name=f"{configuration.algorithm}-{name}")
     with RunLock(folder):
         write_json(folder / CONFIGURATION_FILE, configuration.as_dict())
-        return _train_all(configuration, folder, environment, source=source, going_on=None, quiet=quiet, started=started)
+        return _train_all(configuration, folder, environment, source=source, quiet=quiet, started=started)
 
 
 def resume(
@@ -75,7 +74,7 @@ def resume(
 
     Args:
         run: its folder.
-        total_steps: how many steps it shall have in place of those that it was planned for; more than those.
+        total_steps: how many steps it shall have in place of those that it was planned for, which are fewer.
         exact: pass over checkpoints that are not exact.
         environment: the callable that it was trained with, where its configuration only names that.
         quiet: no progress.
@@ -90,20 +89,19 @@ def resume(
     """
     started, folder = time.time() if started is None else started, Path(run)
     configuration = read_configuration(folder)
-    notices: tuple[str, ...] = ()
+    planned = configuration.run.total_steps
     with RunLock(folder):
+        finished = finished_before(folder, total_steps=planned)
+        # As many as planned, of a run that is not there yet: the command that raised them, given again after a stop.
+        if total_steps is not None and (total_steps < planned or (total_steps == planned and finished)):
+            raise UsageError(f"--total-steps {total_steps} is no more than the {planned} that {folder} is planned for")
         if total_steps is not None:
-            before = configuration.run.total_steps
-            if total_steps <= before:
-                raise UsageError(f"--total-steps {total_steps} is no more than the {before} that {folder} is planned for")
-            raised = replace(configuration, run=replace(configuration.run, total_steps=total_steps))
-            notices, configuration = longer(configuration, raised), raised
-        elif (result := finished_before(folder)) is not None:
-            why = f"ended early: {result['ended_early']}" if result["ended_early"] else "is finished"
-            raise UsageError(f"{folder} {why}; --total-steps N goes on beyond its {configuration.run.total_steps} steps")
+            configuration = replace(configuration, run=replace(configuration.run, total_steps=total_steps))
+        elif finished is not None:
+            why = f"ended early: {finished['ended_early']}" if finished["ended_early"] else "is finished"
+            raise UsageError(f"{folder} {why}; --total-steps N goes on beyond its {planned} steps")
         use_persistent_cache()
-        going_on = GoingOn(exact, total_steps is not None, notices)
-        return _train_all(configuration, folder, environment, source=None, going_on=going_on, quiet=quiet, started=started)
+        return _train_all(configuration, folder, environment, resumed=True, exact=exact, quiet=quiet, started=started)
 
 
 def _train_all(
@@ -111,24 +109,28 @@ def _train_all(
     folder: Path,
     environment: Environment | None,
     *,
-    source: Source | None,
-    going_on: GoingOn | None,
+    source: Source | None = None,
+    resumed: bool = False,
+    exact: bool = False,
     quiet: bool,
     started: float,
 ) -> dict[str, Any]:
-    """Train all seeds of a run; ``source`` is the first one's, where it is open already."""
+    """Train all seeds of a run; ``source`` is the first one's, where it is open already, the rest as in :func:`resume`."""
     seeds = list(range(configuration.run.seed, configuration.run.seed + configuration.run.seeds))
 
     def train_at(home: Path, folders: dict[int, Path], source: Source | None, started: float) -> list[dict[str, Any]]:
         """One seed, or several in one program; ``home`` holds their checkpoints."""
         start, shaped = None, configuration
-        if going_on is not None and (len(seeds) == 1 or home == folder or (home / METRICS_FILE).exists()):
-            start = going_on.start(home, configuration, seeds=len(folders))
+        if resumed and (home / CONFIGURATION_FILE).exists():
+            start = find_start(home, configuration, seeds=len(folders), exact=exact)
         if source is None:
             began, backend = (0 if start is None else start.iteration), backend_of(start, configuration, environment)
             shaped, source = open_source(configuration, environment, seed=next(iter(folders)), began=began, backend=backend)
         if start is not None:
             check_source(start, source)
+        if resumed and len(seeds) > 1:  # of one seed the same is done below
+            (folder / SUMMARY_FILE).unlink(missing_ok=True)
+            write_json(folder / CONFIGURATION_FILE, configuration.as_dict())
         return train_seeds(shaped, source, folders, home=home, start=start, quiet=quiet, started=started, stop=stop)
 
     with StopRequest().listening() as stop:
@@ -138,20 +140,18 @@ def _train_all(
         if source is None:
             _, source = open_source(configuration, environment, seed=seeds[0])
         together = isinstance(source, Selection) and isinstance(source.environments, FunctionalEnvironment)
-        if going_on is not None:
-            (folder / SUMMARY_FILE).unlink(missing_ok=True)
-            write_json(folder / CONFIGURATION_FILE, configuration.as_dict())
         results: list[dict[str, Any]] = []
         try:
             if together:
                 results = train_at(folder, folders, source, started)
             else:
-                opened = None if going_on is not None else source
-                for below in folders.items():
-                    if going_on is not None and not going_on.raised and (result := finished_before(below[1])) is not None:
-                        results.append(result)
+                opened = None if resumed else source
+                for seed, below in folders.items():
+                    finished = finished_before(below, total_steps=configuration.run.total_steps) if resumed else None
+                    if finished is not None:
+                        results.append(finished)
                         continue
-                    results += train_at(below[1], dict([below]), opened, started)
+                    results += train_at(below, {seed: below}, opened, started)
                     opened, started = None, time.time()
                     if stop.signal is not None:
                         break
