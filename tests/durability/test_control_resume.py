@@ -14,6 +14,7 @@ from surefoot.errors import RunError, UsageError
 from surefoot.runs.checkpoints import Checkpoints, Damaged
 from surefoot.runs.lock import RunLock
 from surefoot.runs.metrics import read_metrics
+from tests.control.toys import ConstantReward
 from tests.durability.control_runs import CASES, configured, contents, differences, stop_after, stopped_at
 
 
@@ -168,6 +169,28 @@ def test_seeds_in_turn_keep_those_that_are_finished(tmp_path, monkeypatch):
         resume(tmp_path / "run", quiet=True)
     with pytest.raises(UsageError, match=r"seed-1 is one of several seeds; give the folder of all, .*run$"):
         resume(tmp_path / "run" / "seed-1", quiet=True)
+
+
+def test_all_environments_are_closed_in_the_end(tmp_path):
+    Counted.open = 0
+    settings = {"env": "Counted", "backend": "auto", "seeds": 2}
+    train(configured("ppo on Gymnasium", tmp_path / "run", **settings), environment=Counted, quiet=True)
+    assert Counted.open == 0
+    resume(tmp_path / "run", environment=Counted, total_steps=1024, quiet=True)
+    assert Counted.open == 0
+
+
+class Counted(ConstantReward):
+    """Counts how many are open."""
+
+    open = 0
+
+    def __init__(self):
+        super().__init__()
+        Counted.open += 1
+
+    def close(self):
+        Counted.open -= 1
 
 
 # What is refused

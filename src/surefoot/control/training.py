@@ -12,6 +12,7 @@ import numpy as np
 from surefoot.control.compilation import use_persistent_cache
 from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.environments.functional import FunctionalEnvironment
+from surefoot.control.environments.host import HostEnvironments
 from surefoot.control.environments.select import Environment, Selection, environment_name
 from surefoot.control.loop import train_seeds
 from surefoot.control.resuming import backend_of, check_source, find_start, finished_before, read_configuration
@@ -145,7 +146,11 @@ def _train_all(
             if together:
                 results = train_at(folder, folders, source, started)
             else:
-                opened = None if resumed else source
+                opened = source
+                if resumed:  # perhaps not what stepped the environments before, nor of a seed that goes on
+                    opened = None
+                    if isinstance(source, Selection) and isinstance(source.environments, HostEnvironments):
+                        source.environments.close()
                 for seed, below in folders.items():
                     finished = finished_before(below, total_steps=configuration.run.total_steps) if resumed else None
                     if finished is not None:
