@@ -135,6 +135,21 @@ def test_a_disk_that_fills_up_is_a_sentence_and_the_last_checkpoint_is_whole(tmp
     process.communicate()
 
 
+@pytest.mark.parametrize("kept", ["", "--keep-checkpoints 3 --checkpoint-every 640"], ids=["no checkpoints", "checkpoints"])
+def test_a_folder_that_is_deleted_under_a_run_ends_it(kept, tmp_path):
+    """Else it would go on to its end, and keep nothing of what it did."""
+    run = tmp_path / "run"
+    endless = TINY.replace("40000", "100000000").replace("--keep-checkpoints 3", kept)
+    process = surefoot(f"train ppo {endless} --backend jax --out {run} --quiet")
+    assert wait_for(lambda: lines(run) > 20, process)
+    shutil.rmtree(run, ignore_errors=True)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"{run / 'metrics.jsonl'} is gone" in errors
+    assert "Traceback" not in errors
+    assert not (run / "checkpoints").exists()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not write here")
 def test_a_folder_that_may_not_be_written_is_a_sentence(tmp_path):
     whole = tmp_path / "whole"

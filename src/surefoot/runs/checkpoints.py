@@ -79,7 +79,7 @@ class Checkpoints:
         manifest: dict[str, Any] = {"format": FORMAT, "step": checkpoint.step, "exact": checkpoint.exact, "best": best}
         try:
             if not self.folder.is_dir():
-                self.folder.mkdir(parents=True)
+                self.folder.mkdir()  # of a run's folder that is gone nothing is kept
                 flush_names(self.folder.parent)
             self._clear_aside()
             aside.mkdir()

@@ -33,7 +33,7 @@ class MetricsWriter:
 
     Raises:
         UsageError: ``resume`` is not a position.
-        RunError: the disk is full or the folder cannot be written; every line written before is complete.
+        RunError: the disk is full, or the folder cannot be written or is gone; every line written before is complete.
     """
 
     def __init__(self, folder: Path, *, tensorboard: bool = True, resume: Mapping[str, Any] | None = None) -> None:
@@ -56,6 +56,7 @@ class MetricsWriter:
         """Add one iteration."""
         present = {k: v for k, v in metrics.items() if v is not None and math.isfinite(v)}
         line = json.dumps({k: present.get(k) for k in metrics}) + "\n"
+        self._refuse_deleted()
         before = self._file.tell()
         try:
             written = self._file.write(line.encode())
@@ -75,14 +76,20 @@ class MetricsWriter:
             ``metrics``, bytes of the lines; ``tensorboard``, None or the event file's name (``file``) and ``bytes``.
 
         Raises:
-            RunError: the disk is full.
+            RunError: the disk is full, or the file is gone.
         """
+        self._refuse_deleted()
         try:
             os.fsync(self._file.fileno())
             events = None if self._events is None else self._events.position()
             return {"metrics": os.fstat(self._file.fileno()).st_size, "tensorboard": events}
         except OSError as error:
             raise RunError(f"cannot write {self._path}: {error.strerror}; the lines before are kept") from error
+
+    def _refuse_deleted(self) -> None:
+        """A deleted file can still be written to: everything would be lost without a word."""
+        if os.fstat(self._file.fileno()).st_nlink == 0:
+            raise RunError(f"{self._path} is gone: it was deleted under the run, which ends here")
 
     def close(self) -> None:
         """Close the files."""
