@@ -17,7 +17,7 @@ import pytest
 
 from surefoot.runs.checkpoints import Checkpoints
 from tests.control.helpers import configure
-from tests.durability.control_runs import contents, differences
+from tests.durability.control_runs import contents, differences, stop_after
 
 TINY = (
     "--env CartPole-v1 --num-envs 4 --rollout-length 16 --minibatch-size 16 --epochs 1 --hidden-sizes 8 --total-steps 40000"
@@ -103,6 +103,20 @@ def test_a_signals_last_line_says_how_to_go_on(number, tmp_path):
     assert last == f"to go on from step {step:,} (exact): surefoot resume '{run}'"
     assert lines(run) == step // 64
     assert not [p for p in run.rglob(".*") if p.name != ".lock"], "nothing half-written is left"
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"), [(640, "; with --exact from step 640, as if it had never been stopped"), (10**6, "")]
+)
+def test_a_signals_last_line_offers_an_exact_checkpoint_where_there_is_one(grid, words, tmp_path, capsys, monkeypatch):
+    """SIGTERM in the twelfth report of 64 steps."""
+    from surefoot.cli import main
+
+    stop_after(monkeypatch, 12)
+    run = tmp_path / "run"
+    assert main(f"train ppo {TINY} --backend gymnasium --checkpoint-every 640 --restart-every {grid} --out {run}".split()) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"to go on from step 768 (inexact: its environments begin afresh{words}): surefoot resume {run}"
 
 
 def test_a_second_process_is_refused(tmp_path):

@@ -132,7 +132,9 @@ def test_where_all_are_damaged_nothing_is_touched(whole, tmp_path):
     for step in Checkpoints(copy).steps():
         (copy / "checkpoints" / str(step) / "manifest.json").unlink()
     before = (copy / "metrics.jsonl").read_bytes()
-    with pytest.raises(UsageError, match=r"has no checkpoint to go on from: .*128 is damaged .*; .*64 is damaged"):
+    with pytest.raises(
+        UsageError, match=r"has no checkpoint to go on from: .*128 is damaged .*; .*64 is damaged .*; train anew"
+    ):
         resume(copy, quiet=True)
     assert (copy / "metrics.jsonl").read_bytes() == before
 
@@ -293,7 +295,8 @@ def test_never_restarting_means_no_exact_checkpoint(tmp_path, capsys):
     assert "--restart-every 0: no checkpoint of CartPole-v1 is exact" in capsys.readouterr().err
     assert [Checkpoints(tmp_path / "run").read(step).exact for step in Checkpoints(tmp_path / "run").steps()] == [False, False]
     assert result["checkpoint"] == {"step": 256, "exact": False}
-    with pytest.raises(UsageError, match="has no exact checkpoint to go on from"):
+    words = "no exact checkpoint to go on from: .*256 is not exact, .*; leave --exact out to take one that is not"
+    with pytest.raises(UsageError, match=words):
         resume(tmp_path / "run", exact=True, total_steps=512, quiet=True)
 
 
@@ -313,6 +316,17 @@ def test_checkpoints_between_two_beginnings(tmp_path):
     assert {step: found.read(step).exact for step in found.steps()} == {512: True, 768: True, 1024: True}
     train(configured(case, tmp_path / "odd", restart_every=256, checkpoint_every="192"), quiet=True)
     found = Checkpoints(tmp_path / "odd")
+    assert {step: found.read(step).exact for step in found.steps()} == {192: False, 256: True, 384: False, 512: True}
+
+
+def test_gone_on_with_from_an_inexact_one_the_next_beginning_gets_an_exact_one(tmp_path, monkeypatch):
+    """Every 192 steps, beginnings every 256: at 256 nothing is due but what 192 could not be."""
+    case, settings = "ppo on Gymnasium", {"restart_every": 256, "checkpoint_every": "192"}
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        train(configured(case, tmp_path / "run", **settings), quiet=True)
+    assert resume(tmp_path / "run", quiet=True)["resumed"] == [{"step": 192, "exact": False}]
+    found = Checkpoints(tmp_path / "run")
     assert {step: found.read(step).exact for step in found.steps()} == {192: False, 256: True, 384: False, 512: True}
 
 

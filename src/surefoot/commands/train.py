@@ -83,7 +83,9 @@ def report(result: dict[str, Any]) -> int:
             file=sys.stderr,
         )
     if result["interrupted"] and (last := result["checkpoint"]) is not None:
-        kept = "exact" if last["exact"] else "inexact: its environments begin afresh; --exact takes the last one that is"
+        kept = "exact" if last["exact"] else "inexact: its environments begin afresh"
+        if not last["exact"] and (exact := result["exact_checkpoint"]) is not None:
+            kept += f"; with --exact from step {exact:,}, as if it had never been stopped"
         print(
             f"to go on from step {last['step']:,} ({kept}): {shlex.join(['surefoot', 'resume', result['run']])}",
             file=sys.stderr,

@@ -36,7 +36,6 @@ class Keeper:
     """Where data come from, as a resumed run must find it again."""
     last: dict[str, Any] | None = None
     """The last checkpoint, ``step`` and whether it is ``exact``; None while there is none."""
-    _owed: bool = False
     _began: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
@@ -45,6 +44,7 @@ class Keeper:
         self._cadence = Cadence.parse(run.checkpoint_every)
         if self._cadence is not None:
             self._cadence.begin(self._step)
+        self._owed = not self._exact  # begun from a checkpoint that could not be exact
         every = None if self._cadence is None else self._cadence.steps
         self._waits = every is not None and 0 < self.configuration.restart_grid * self.configuration.slots <= every
 
@@ -56,6 +56,11 @@ class Keeper:
     def seconds(self) -> float:
         """Of training, in this process."""
         return time.perf_counter() - self._began
+
+    @property
+    def last_exact(self) -> int | None:
+        """The step of the last exact checkpoint that is kept; None where there is none."""
+        return self._checkpoints.last_exact()
 
     @property
     def _exact(self) -> bool:
@@ -75,7 +80,7 @@ class Keeper:
         if self._exact:
             if due or self._owed:
                 self._keep()
-            self._owed = False
+            self._owed = not self._exact  # begun from a checkpoint that could not be exact
         elif due:
             self._owed = True
             if not self._waits:

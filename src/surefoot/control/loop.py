@@ -183,6 +183,7 @@ def train_seeds(
             "ended_early": iteration.finished,
             "skipped_updates": standing.skipped[i],
             "checkpoint": keeper.last,
+            "exact_checkpoint": keeper.last_exact,
             "resumed": standing.resumed,
         }
         write_json(below / SUMMARY_FILE, result)

@@ -43,9 +43,9 @@ def train(
         what ``surefoot train --json`` prints: algorithm, env, backend, total_steps (that the policy acted on),
         seconds, startup_seconds, steps_per_second (without start-up), mean_return (of the last 100 training episodes)
         and run; also ``interrupted``, ``ended_early`` (why training from data was over before its last update, or None),
-        ``skipped_updates``, ``checkpoint`` (the last one's ``step`` and whether it is ``exact``, or None), ``resumed`` (the
-        same, for each time that the run was resumed), and with several seeds ``seeds``, a list, and ``summary``, their
-        interquartile mean and its interval.
+        ``skipped_updates``, ``checkpoint`` (the last one's ``step`` and whether it is ``exact``, or None), ``exact_checkpoint``
+        (the step of the last one that is, or None), ``resumed`` (as ``checkpoint``, for each time that the run was resumed), and
+        with several seeds ``seeds``, a list, and ``summary``, their interquartile mean and its interval.
 
     Raises:
         UsageError: something in the configuration cannot be used.
@@ -146,7 +146,7 @@ def _train_all(
             if together:
                 results = train_at(folder, folders, source, started)
             else:
-                opened = source
+                opened: Source | None = source
                 if resumed:  # perhaps not what stepped the environments before, nor of a seed that goes on
                     opened = None
                     if isinstance(source, Selection) and isinstance(source.environments, HostEnvironments):

@@ -122,7 +122,7 @@ class Checkpoints:
             UsageError: there is none.
         """
         self.adopt()
-        said = []
+        said, advice = [], "train with --checkpoint-every"
         for step in reversed(self.steps()):
             try:
                 found = self.read(step)
@@ -131,12 +131,17 @@ class Checkpoints:
                 continue
             if exact and not found.exact:
                 said.append(f"the checkpoint at step {step:,} is not exact, and is passed over")
+                advice = "leave --exact out to take one that is not"
                 continue
             return found, said
+        if said and "--exact" not in advice:
+            advice = "train anew in another folder"
         why = f": {'; '.join(said)}" if said else ""
-        raise UsageError(
-            f"{self.folder.parent} has no {'exact ' if exact else ''}checkpoint to go on from{why}; train with --checkpoint-every"
-        )
+        raise UsageError(f"{self.folder.parent} has no {'exact ' if exact else ''}checkpoint to go on from{why}; {advice}")
+
+    def last_exact(self) -> int | None:
+        """The step of the last one that is marked exact; None where none is."""
+        return next((step for step in reversed(self.steps()) if self._marks(step).get("exact") is True), None)
 
     def adopt(self) -> None:
         """Give its name to a checkpoint that was whole, but not yet called so, when the machine stopped."""
