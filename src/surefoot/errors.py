@@ -4,6 +4,11 @@ right.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from surefoot.control.environments.workers.failures import Failure
+
 
 class UsageError(Exception):
     """What the user gave cannot be used. On the command line: the sentence, no traceback, exit status 2."""
@@ -16,7 +21,16 @@ class RunError(RuntimeError):
 
 
 class EnvironmentFault(RunError):
-    """An environment raised, or returned a value that is not a finite number."""
+    """An environment raised, or returned a value that is not a finite number.
+
+    Args:
+        sentence: which, and what it did.
+        failure: what is left of it, where it ran in a worker process.
+    """
+
+    def __init__(self, sentence: str, *, failure: Failure | None = None) -> None:
+        super().__init__(sentence)
+        self.failure = failure
 
 
 def printable(text: str) -> str:

@@ -44,17 +44,32 @@ class EpisodeTracker:
         self._returns, self._lengths = returns.copy(), lengths.copy()
         self.recent = deque(recent.tolist(), maxlen=RECENT_EPISODES)
 
-    def take(self, rewards: np.ndarray, ended: np.ndarray, valid: np.ndarray) -> dict[str, float | None]:
-        """Take in a rollout, each array of shape (T, N); returns the metrics of the episodes that it finished."""
+    def take(
+        self, rewards: np.ndarray, ended: np.ndarray, valid: np.ndarray, cut: np.ndarray | None = None
+    ) -> dict[str, float | None]:
+        """Take in a rollout; returns the metrics of the episodes that it finished.
+
+        Args:
+            rewards: (T, N), not normalised.
+            ended: (T, N), by either kind of end, or by a cut.
+            valid: (T, N), false in steps that only reset.
+            cut: (T, N), before which steps an episode was cut: it does not finish.
+        """
         rewards, counts = np.where(valid, rewards, 0.0), valid.astype(np.int64)
         ends = ended & valid
+        unfinished = np.zeros_like(ends)
+        if cut is not None:
+            self._returns[cut[0]], self._lengths[cut[0]] = 0, 0
+            unfinished[:-1] = cut[1:] & valid[:-1]
+            ends |= unfinished  # where a rollout begins with a cut, the one before did not know that it ended there
         returns, lengths = np.cumsum(rewards, axis=0, dtype=np.float64), np.cumsum(counts, axis=0)
         finished_returns: list[tuple[int, float, int]] = []
         for env in np.flatnonzero(ends.any(axis=0)):
             rows = np.flatnonzero(ends[:, env])
             totals = np.diff(returns[rows, env], prepend=-self._returns[env])
             spans = np.diff(lengths[rows, env], prepend=-self._lengths[env])
-            finished_returns += zip(rows.tolist(), totals.tolist(), spans.tolist(), strict=True)
+            whole = ~unfinished[rows, env]
+            finished_returns += zip(rows[whole].tolist(), totals[whole].tolist(), spans[whole].tolist(), strict=True)
             self._returns[env] = returns[-1, env] - returns[rows[-1], env]
             self._lengths[env] = lengths[-1, env] - lengths[rows[-1], env]
         going = ~ends.any(axis=0)

@@ -12,8 +12,9 @@ import numpy as np
 from surefoot.control.configuration import Backend
 from surefoot.control.environments.functional import FunctionalEnvironment, FunctionalOnHost
 from surefoot.control.environments.host import HostEnvironments
+from surefoot.control.environments.making import Environment, environment_name, names_callable
 from surefoot.control.environments.pool import Pool
-from surefoot.control.environments.select import Environment, environment_name, names_callable, select_environments
+from surefoot.control.environments.select import select_environments
 from surefoot.control.policies.policy import Policy, load_policy
 from surefoot.errors import UsageError
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from surefoot.control.configuration import TrainConfiguration
+from surefoot.control.environments.workers.vector import Restarts
 from surefoot.control.iterations.common import Iteration
 from surefoot.control.standing import Standing, checkpoint_of
 from surefoot.errors import EnvironmentFault, RunError
@@ -16,6 +17,14 @@ from surefoot.runs.cadence import Cadence
 from surefoot.runs.checkpoints import Checkpoint, Checkpoints
 from surefoot.runs.directory import FAILED_FOLDER
 from surefoot.runs.metrics import MetricsWriter
+
+
+def describe_failure(error: RunError, home: Path) -> str:
+    """What went wrong; where that was an environment in a worker process, also how to replay it, which a file is written for."""
+    if isinstance(error, EnvironmentFault) and error.failure is not None:
+        with contextlib.suppress(RunError):  # a full disk: the failure is what must be told
+            return f"{error}; {error.failure.write(home)}"
+    return str(error)
 
 
 @dataclass
@@ -99,13 +108,22 @@ class Keeper:
         """Keep the state before what failed, for inspection; returns the error, which says where."""
         checkpoint = self._checkpoint()
         state = {**checkpoint.state, "failure": str(error)}
+        sentence = describe_failure(error, self.home)
         with contextlib.suppress(RunError):  # a full disk: the failure is what must be told
             place = Checkpoints(self.home, keep=1, name=FAILED_FOLDER).write(
                 Checkpoint(checkpoint.step, checkpoint.exact, checkpoint.arrays, state)
             )
             kind = EnvironmentFault if isinstance(error, EnvironmentFault) else RunError
-            return kind(f"{error}; the state before it is in {place}")
-        return error
+            return kind(f"{sentence}; the state before it is in {place}")
+        return type(error)(sentence)
+
+    def after_restarts(self, restarts: Restarts) -> tuple[str, ...]:
+        """Keep what is left of environments that failed and were made anew; returns a sentence for each."""
+        said = []
+        for failure in restarts.failures:
+            sentence = describe_failure(EnvironmentFault(failure.sentence, failure=failure), self.home)
+            said.append(f"{sentence}; it is made anew, and this run is not one that its seed repeats")
+        return tuple(said)
 
     def _checkpoint(self) -> Checkpoint:
         return checkpoint_of(

@@ -17,7 +17,7 @@ from surefoot.control.iterations.common import Iteration, Outcome
 from surefoot.control.iterations.fused import FusedIteration
 from surefoot.control.iterations.recorded import RecordedIteration
 from surefoot.control.iterations.split import SplitIteration
-from surefoot.control.keeping import Keeper
+from surefoot.control.keeping import Keeper, describe_failure
 from surefoot.control.policies.policy import Policy
 from surefoot.control.policies.spaces import Spaces, describe_spaces
 from surefoot.control.recorded.source import RecordedSource
@@ -88,7 +88,10 @@ def train_seeds(
     standing = Standing.beginning(configuration, count)
     checkpoint = None if start is None else start.checkpoint
     first = 0 if start is None else start.iteration
-    iteration, spaces = make_iteration(configuration, source, list(folders), began=first)
+    try:
+        iteration, spaces = make_iteration(configuration, source, list(folders), began=first)
+    except EnvironmentFault as error:  # in the first reset
+        raise EnvironmentFault(describe_failure(error, home)) from error
     iterations, together = configuration.iterations, configuration.rollouts_per_report
     with ExitStack() as stack:
         stack.callback(iteration.close)
@@ -142,6 +145,7 @@ def train_seeds(
                     real = int(outcome.valid[i].sum())
                     standing.acted[i] += real
                     standing.skipped[i] += int(outcome.skipped[i])
+                    standing.restarts[i] += outcome.restarts.begun
                     counts = {
                         "iteration": standing.completed,
                         "steps": standing.acted[i],
@@ -150,12 +154,16 @@ def train_seeds(
                     speed = {"speed/steps_per_second": real / seconds}
                     report = _report(configuration, outcome, i, tracker, real=real)
                     writer.write(standing.acted[i], counts | report | plan | speed)
+                for sentence in keeper.after_restarts(outcome.restarts):
+                    progress.say(sentence)
                 if iteration.finished is not None:
                     progress.say(iteration.finished)
                 mean = standing.mean_return
                 reached = "no episode finished yet" if mean is None else f"return {mean:.1f}"
                 if any(standing.skipped):
                     reached += f", {sum(standing.skipped)} updates skipped"
+                if any(standing.restarts):
+                    reached += f", {sum(standing.restarts)} environments restarted"
                 rate = (sum(standing.acted) - before) / keeper.seconds
                 progress.update(standing.completed * configuration.slots, rate=rate, reached=reached)
                 keeper.after_report()
@@ -182,6 +190,7 @@ def train_seeds(
             "interrupted": standing.completed < iterations and iteration.finished is None,
             "ended_early": iteration.finished,
             "skipped_updates": standing.skipped[i],
+            "environment_restarts": standing.restarts[i],
             "checkpoint": keeper.last,
             "exact_checkpoint": keeper.last_exact,
             "resumed": standing.resumed,
@@ -220,10 +229,13 @@ def _report(
 ) -> dict[str, float | None]:
     """One report's metrics of one seed, which acted in ``real`` steps."""
     ended = outcome.terminated[i] | outcome.truncated[i]
-    report: dict[str, float | None] = tracker.take(outcome.rewards[i], ended, outcome.valid[i])
+    cut = None if outcome.cut is None else outcome.cut[i]
+    report: dict[str, float | None] = tracker.take(outcome.rewards[i], ended, outcome.valid[i], cut)
     report |= {name: float(values[i]) for name, values in outcome.metrics.items()}
     if configuration.run.on_nonfinite == "skip":
         report["update/skipped"] = float(outcome.skipped[i])
+    if configuration.run.on_worker_failure == "restart":
+        report["env/restarts"] = float(outcome.restarts.begun)
     for part, spent in outcome.seconds.items():
         report[f"speed/{part}_steps_per_second"] = real / spent if spent > 0 else None
     return report

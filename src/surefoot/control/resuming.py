@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from surefoot.control.configuration import Backend, TrainConfiguration
-from surefoot.control.environments.select import Environment, names_callable
+from surefoot.control.environments.making import Environment, names_callable
 from surefoot.control.sources import Source
 from surefoot.control.standing import check
 from surefoot.errors import UsageError

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from surefoot.control.configuration import Backend, TrainConfiguration
-from surefoot.control.environments.select import Environment, Selection, select_environments
+from surefoot.control.environments.making import Environment
+from surefoot.control.environments.select import Selection, select_environments
+from surefoot.control.environments.workers.vector import WorkerSettings
 from surefoot.control.recorded.source import RecordedSource, open_recorded
 from surefoot.errors import UsageError
 
@@ -39,6 +41,8 @@ def open_source(
             raise UsageError("recorded data are learnt from without acting; give no environment beside from_data")
         return open_recorded(configuration)
     wanted = run.env if environment is None else environment
+    restart = run.on_worker_failure == "restart"
+    workers = WorkerSettings(run.env_workers, run.worker_timeout, restart) if run.env_workers else None
     return configuration, select_environments(
-        wanted, backend=backend or run.backend, num_envs=run.num_envs, seed=seed, began=began
+        wanted, backend=backend or run.backend, num_envs=run.num_envs, seed=seed, began=began, workers=workers
     )

@@ -18,7 +18,10 @@ from surefoot.runs.checkpoints import Checkpoint
 from surefoot.runs.libraries import changed_versions, library_versions
 
 LIBRARIES = ("surefoot", "jax", "jaxlib", "numpy", "optax", "gymnasium", "envpool", "mujoco")
-FREE = ("checkpoint_every", "keep_checkpoints", "tensorboard", "out", "on_nonfinite")
+FREE = (
+    "checkpoint_every", "keep_checkpoints", "tensorboard", "out", "on_nonfinite", "env_workers", "worker_timeout",
+    "on_worker_failure",
+)  # fmt: skip
 """Settings that may differ from those that a checkpoint was written under; ``total_steps`` may be more."""
 
 
@@ -31,6 +34,8 @@ class Standing:
     """Environment steps so far, those left out in which an environment only reset."""
     skipped: list[int]
     """Updates that were left out."""
+    restarts: list[int]
+    """Environments that failed in a worker process, or were lost with it, and were made anew."""
     completed: int = 0
     """Iterations."""
     seconds: float = 0.0
@@ -43,7 +48,8 @@ class Standing:
     @staticmethod
     def beginning(configuration: TrainConfiguration, seeds: int) -> Standing:
         """Of a run in which nothing has happened."""
-        return Standing([EpisodeTracker(configuration.run.num_envs) for _ in range(seeds)], [0] * seeds, [0] * seeds)
+        trackers = [EpisodeTracker(configuration.run.num_envs) for _ in range(seeds)]
+        return Standing(trackers, acted=[0] * seeds, skipped=[0] * seeds, restarts=[0] * seeds)
 
     @property
     def mean_return(self) -> float | None:
@@ -87,6 +93,7 @@ def checkpoint_of(
         "iteration": standing.completed,
         "acted": standing.acted,
         "skipped": standing.skipped,
+        "restarts": standing.restarts,
         "seconds": standing.seconds + seconds,
         "best": standing.best,
         "finished": iteration.finished,
@@ -116,6 +123,7 @@ def restore(checkpoint: Checkpoint, iteration: Iteration, standing: Standing) ->
         raise UsageError(f"the checkpoint does not fit this run: {next(iter(groups))} is not of it")
     state = checkpoint.state
     standing.completed, standing.acted, standing.skipped = state["iteration"], list(state["acted"]), list(state["skipped"])
+    standing.restarts = list(state["restarts"])
     standing.seconds, standing.best, standing.resumed = state["seconds"], state["best"], list(state["resumed"])
     iteration.finished = state["finished"]
 
@@ -133,14 +141,15 @@ def check(checkpoint: Checkpoint, configuration: TrainConfiguration, seeds: int)
     number = (int, float)
     kinds: dict[str, Any] = {
         "configuration": dict, "backend": str, "data": (str, type(None)), "iteration": int, "acted": list, "skipped": list,
+        "restarts": list,
         "seconds": number, "best": (*number, type(None)), "finished": (str, type(None)), "resumed": list, "metrics": list,
         "computed_with": dict,
     }  # fmt: skip
     for name, kind in kinds.items():
         if name not in state or not isinstance(state[name], kind) or isinstance(state[name], bool):
             raise UsageError(f"the checkpoint at step {checkpoint.step:,} is not one of a training run: it has no {name}")
-    counts = [*state["acted"], *state["skipped"]]
-    lengths = {len(state[name]) for name in ("acted", "skipped", "metrics")}
+    counts = [*state["acted"], *state["skipped"], *state["restarts"]]
+    lengths = {len(state[name]) for name in ("acted", "skipped", "restarts", "metrics")}
     whole = all(type(count) is int for count in counts) and all(
         isinstance(m, dict) for m in (*state["metrics"], *state["resumed"])
     )

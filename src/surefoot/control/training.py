@@ -13,7 +13,8 @@ from surefoot.control.compilation import use_persistent_cache
 from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.environments.functional import FunctionalEnvironment
 from surefoot.control.environments.host import HostEnvironments
-from surefoot.control.environments.select import Environment, Selection, environment_name
+from surefoot.control.environments.making import Environment, environment_name
+from surefoot.control.environments.select import Selection
 from surefoot.control.loop import train_seeds
 from surefoot.control.resuming import backend_of, check_source, find_start, finished_before, read_configuration
 from surefoot.control.sources import Source, open_source
@@ -43,9 +44,10 @@ def train(
         what ``surefoot train --json`` prints: algorithm, env, backend, total_steps (that the policy acted on),
         seconds, startup_seconds, steps_per_second (without start-up), mean_return (of the last 100 training episodes)
         and run; also ``interrupted``, ``ended_early`` (why training from data was over before its last update, or None),
-        ``skipped_updates``, ``checkpoint`` (the last one's ``step`` and whether it is ``exact``, or None), ``exact_checkpoint``
-        (the step of the last one that is, or None), ``resumed`` (as ``checkpoint``, for each time that the run was resumed), and
-        with several seeds ``seeds``, a list, and ``summary``, their interquartile mean and its interval.
+        ``skipped_updates``, ``environment_restarts`` (those made anew after a failure in a worker process), ``checkpoint`` (the
+        last one's ``step`` and whether it is ``exact``, or None), ``exact_checkpoint`` (the step of the last one that is, or
+        None), ``resumed`` (as ``checkpoint``, for each time that the run was resumed), and with several seeds ``seeds``, a list,
+        and ``summary``, their interquartile mean and its interval.
 
     Raises:
         UsageError: something in the configuration cannot be used.
@@ -183,6 +185,7 @@ def _summarize(results: list[dict[str, Any]], folder: Path, *, wanted: int, toge
         "steps_per_second": steps / (seconds - startup) if seconds > startup else None,
         "mean_return": float(np.mean(reached)) if reached else None,
         "skipped_updates": sum(r.get("skipped_updates", 0) for r in results),
+        "environment_restarts": sum(r.get("environment_restarts", 0) for r in results),
         "run": str(folder),
         "interrupted": len(results) < wanted or any(r["interrupted"] for r in results),
         "seeds": results,

@@ -204,6 +204,8 @@ class TrainConfiguration:
             idle["n_steps"] = f"--weight {weight.weight} does not read n"
         if self.run.checkpoint_every is None:
             idle["keep_checkpoints"] = "there is no --checkpoint-every"
+        if self.run.env_workers == 0:
+            idle |= dict.fromkeys(("worker_timeout", "on_worker_failure"), "there are no --env-workers")
         if weight.discount == 1:
             idle["keep_discount"] = "with --discount 1 every γᵗ is 1"
         if isinstance(objective, SurrogateObjective):
@@ -234,7 +236,7 @@ class TrainConfiguration:
             idle |= dict.fromkeys(("episodes_per_update", "importance_limit", "smallest_effective_share"), without)
         elif self.recorded is not None:
             acting = "recorded data have the environments' steps in them already"
-            idle |= dict.fromkeys(("num_envs", "rollout_length", "backend", "restart_every"), acting)
+            idle |= dict.fromkeys(("num_envs", "rollout_length", "backend", "restart_every", "env_workers"), acting)
             cloned = "the policy starts as a fit to the recorded one"
             idle["initial_log_std"] = cloned
             if not weight.critics:

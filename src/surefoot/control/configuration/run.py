@@ -56,6 +56,15 @@ class RunConfiguration:
     """What happens to an update with a gradient or parameters that are not finite: stop ends the run; skip leaves it out, and
     update/skipped counts."""
 
+    env_workers: int = 0
+    """Processes that step Gymnasium's environments, with as many of them in each. 0 steps them in this one. Worth it where a step
+    takes longer than about 0.1 ms, or where an environment may crash."""
+    worker_timeout: float = 300.0
+    """Seconds that an environment in a worker process may take to be made, reset or stepped; one that takes longer has failed."""
+    on_worker_failure: Literal["stop", "restart"] = "stop"
+    """What happens where an environment in a worker process raises, hangs, crashes or returns what it must not: stop ends the run;
+    restart makes it anew, and env/restarts counts. Either leaves a file with which it can be replayed."""
+
     def __post_init__(self) -> None:
         require(bool(self.env), "--env is empty; give a Gymnasium id such as CartPole-v1")
         for name in ("total_steps", "num_envs", "rollout_length", "seeds", "keep_checkpoints"):
@@ -63,10 +72,22 @@ class RunConfiguration:
             require(value >= 1, f"--{name.replace('_', '-')} must be at least 1, but is {value}")
         require(self.restart_every >= 0, f"--restart-every must be at least 0, but is {self.restart_every}")
         Cadence.parse(self.checkpoint_every)
+        self._check_workers()
         last = self.seed + self.seeds - 1
         require(
             self.seed >= 0 and last < 2**31, f"--seed must lie between 0 and 2147483647, but runs from {self.seed} to {last}"
         )
+
+    def _check_workers(self) -> None:
+        workers, backend = self.env_workers, self.backend
+        require(
+            0 <= workers <= self.num_envs,
+            f"--env-workers must lie between 0 and --num-envs {self.num_envs}, but is {workers}",
+        )
+        useless = workers > 0 and backend in ("envpool", "jax")
+        require(not useless, f"--env-workers would do nothing: --backend {backend} steps no Python environments; leave it out")
+        limit = self.worker_timeout
+        require(0 < limit < math.inf, f"--worker-timeout must be a positive number of seconds, but is {limit}")
 
 
 @dataclass(frozen=True)

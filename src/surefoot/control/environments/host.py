@@ -10,6 +10,7 @@ from gymnasium import Env, Wrapper
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from surefoot.control.environments.outputs import WrongOutput, checked_reset, checked_rows, checked_step
+from surefoot.control.environments.workers.vector import Restarts, WorkerEnvironments
 from surefoot.control.policies.spaces import Spaces, describe_spaces
 from surefoot.errors import EnvironmentFault
 
@@ -187,6 +188,15 @@ class HostEnvironments:
             return checked_rows(values, what, shape, flags=what in ("terminated", "truncated"))
         except WrongOutput as error:
             raise EnvironmentFault(f"{self.name} returned {error}, at vector step {step}") from error
+
+    @property
+    def begun_afresh(self) -> np.ndarray | None:
+        """(N,): which environments failed in the last step and were made anew, so that it only reset them; None where none."""
+        return self._environments.begun_afresh if isinstance(self._environments, WorkerEnvironments) else None
+
+    def take_restarts(self) -> Restarts:
+        """What failed and was made anew since this was called last."""
+        return self._environments.take_restarts() if isinstance(self._environments, WorkerEnvironments) else Restarts()
 
     def _checked(self, values: np.ndarray, what: str, step: int) -> np.ndarray:
         # One sum is cheaper than a test of every element, and not finite if any element is not.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,11 +14,18 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 from surefoot.control.configuration import Backend
 from surefoot.control.environments.functional import FunctionalEnvironment, check_functional, make_functional
 from surefoot.control.environments.host import HostEnvironments, NameFaults
+from surefoot.control.environments.making import (
+    Environment,
+    call_factory,
+    environment_name,
+    gymnasium_maker,
+    import_callable,
+    make_named,
+    names_callable,
+)
 from surefoot.control.environments.pool import Pool, has_task, is_installed
+from surefoot.control.environments.workers.vector import WorkerEnvironments, WorkerSettings
 from surefoot.errors import UsageError
-
-Environment = str | Callable[..., Any]
-"""A Gymnasium id, ``package.module:callable``, or a callable that returns an environment."""
 
 Environments = HostEnvironments | Pool | FunctionalEnvironment
 
@@ -44,15 +49,15 @@ class Selection:
         return {"backend": self.backend, "data": None}
 
 
-def environment_name(environment: Environment) -> str:
-    """What reports and messages call it."""
-    if isinstance(environment, str):
-        return environment
-    return getattr(environment, "__name__", type(environment).__name__)
-
-
 def select_environments(
-    environment: Environment, *, backend: Backend, num_envs: int, seed: int, exactly: bool = True, began: int = 0
+    environment: Environment,
+    *,
+    backend: Backend,
+    num_envs: int,
+    seed: int,
+    exactly: bool = True,
+    began: int = 0,
+    workers: WorkerSettings | None = None,
 ) -> Selection:
     """Make ``num_envs`` environments.
 
@@ -64,17 +69,40 @@ def select_environments(
         seed: EnvPool wants its seed when it is made.
         exactly: refuse a vector environment of another number; else take it as it is.
         began: the iteration that the environments begin with, which EnvPool's seed comes from as well.
+        workers: the processes that step them; None for this one.
 
     Raises:
         UsageError: there is no such environment, the backend does not have it, or a package that it needs is missing.
     """
     settings: dict[str, Any] = {"backend": backend, "num_envs": num_envs, "seed": seed, "exactly": exactly}
-    again = lambda began: select_environments(environment, **settings, began=began)  # noqa: E731
+    again = lambda began: select_environments(environment, **settings, began=began, workers=workers)  # noqa: E731
+    if workers is not None:
+        return replace(_in_workers(environment, backend=backend, num_envs=num_envs, settings=workers), again=again)
     return replace(_select(environment, **settings, began=began), again=again)
 
 
+def _in_workers(environment: Environment, *, backend: Backend, num_envs: int, settings: WorkerSettings) -> Selection:
+    """Gymnasium's environments, one after the other, in processes of their own."""
+    name = environment_name(environment)
+    if os.name != "posix":
+        raise UsageError("--env-workers needs a Unix system; leave it out")
+    if isinstance(environment, str) and not names_callable(environment):
+        if environment.startswith("phys2d/"):
+            raise UsageError(f"--env-workers would do nothing: {environment} is a pure-JAX environment; leave it out")
+        if backend == "gymnasium" and _specification(environment).vector_entry_point is not None:
+            raise UsageError(
+                f"--backend gymnasium steps {environment} in Gymnasium's own vectorised version, which is one process; take"
+                " gymnasium-sync, or leave --env-workers out"
+            )
+        _specification(environment)
+    several = f"{settings.count} worker processes" if settings.count > 1 else "a worker process"
+    environments = WorkerEnvironments(environment, name=name, num_envs=num_envs, settings=settings)
+    notice = f"backend gymnasium-sync, Gymnasium's environments in {several}"
+    return Selection(HostEnvironments(environments, name=name), "gymnasium-sync", (notice,))
+
+
 def _select(environment: Environment, *, backend: Backend, num_envs: int, seed: int, exactly: bool, began: int) -> Selection:
-    factory = _import_callable(environment) if isinstance(environment, str) and names_callable(environment) else environment
+    factory = import_callable(environment) if isinstance(environment, str) and names_callable(environment) else environment
     if not isinstance(factory, str):
         return _from_callable(factory, environment_name(environment), backend=backend, num_envs=num_envs, exactly=exactly)
     name = factory
@@ -113,17 +141,17 @@ def _specification(name: str) -> Any:
 
 def _gymnasium(name: str, *, backend: str, num_envs: int) -> HostEnvironments:
     if backend == "gymnasium":
-        environments: VectorEnv = _named(
+        environments: VectorEnv = make_named(
             name, partial(gymnasium.make_vec, name, num_envs, vectorization_mode="vector_entry_point")
         )
     else:
-        make = partial(gymnasium.make, name, disable_env_checker=True)
-        environments = _synchronous(lambda i: NameFaults(_named(name, make), name=name, index=i), num_envs)
+        make = gymnasium_maker(name)
+        environments = _synchronous(lambda i: NameFaults(make_named(name, make), name=name, index=i), num_envs)
     return HostEnvironments(environments, name=name)
 
 
 def _pool(name: str, num_envs: int, seed: int, began: int) -> Pool | HostEnvironments:
-    pool = _named(name, lambda: Pool(name, num_envs=num_envs, seed=seed, began=began))
+    pool = make_named(name, lambda: Pool(name, num_envs=num_envs, seed=seed, began=began))
     return pool if pool.compiles else pool.on_host()
 
 
@@ -131,44 +159,8 @@ def _synchronous(make: Callable[[int], gymnasium.Env], num_envs: int) -> SyncVec
     return SyncVectorEnv([partial(make, i) for i in range(num_envs)])
 
 
-def _named(name: str, make: Callable[[], Any]) -> Any:
-    """Call ``make``, and turn its failures into sentences."""
-    try:
-        return make()
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise UsageError(f"{name} needs a package that is not installed: {error}") from error
-    except ImportError as error:
-        raise UsageError(f"{name} needs {error.name or error}, which is not installed; install it with pip") from error
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(f"{name} cannot be made: {type(error).__name__}: {error}") from error
-
-
-def names_callable(name: str) -> bool:
-    """``package.module:callable``, as opposed to Gymnasium's ``package.module:Id-v0``."""
-    module, colon, attribute = name.partition(":")
-    return bool(colon) and attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
-
-
-def _import_callable(name: str) -> Callable[..., Any]:
-    module_name, _, attribute = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # a module in the current folder, as `python -m` finds it
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UsageError(f"--env {name}: the module {module_name} cannot be imported: {reason}") from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        functions = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise UsageError(f"--env {name}: {module_name} has no callable {attribute}; it has {', '.join(functions) or 'none'}")
-    return factory
-
-
 def _from_callable(factory: Callable[..., Any], name: str, *, backend: Backend, num_envs: int, exactly: bool) -> Selection:
-    first = _call(factory, name, num_envs)
+    first = call_factory(factory, name, num_envs)
     if isinstance(first, VectorEnv):
         if first.num_envs != num_envs and exactly:
             raise UsageError(
@@ -192,19 +184,9 @@ def _from_callable(factory: Callable[..., Any], name: str, *, backend: Backend, 
         return Selection(first, kind, notices)
     if isinstance(first, gymnasium.Env):
         made = [first]  # the first call's environment becomes number 0, so that the callable runs N times for N environments
-        make = lambda i: NameFaults(made.pop() if made else _named(name, factory), name=name, index=i)  # noqa: E731
+        make = lambda i: NameFaults(made.pop() if made else make_named(name, factory), name=name, index=i)  # noqa: E731
         first = _synchronous(make, num_envs)
         if len({id(e.unwrapped) for e in first.envs}) < num_envs:
             raise UsageError(f"{name} returned the same environment twice; it must make a new one at each call")
     environments = HostEnvironments(first, name=name)
     return Selection(environments, kind, notices + environments.notices)
-
-
-def _call(factory: Callable[..., Any], name: str, num_envs: int) -> Any:
-    import inspect
-
-    try:
-        takes = "num_envs" in inspect.signature(factory).parameters
-    except (TypeError, ValueError):
-        takes = False
-    return _named(name, partial(factory, num_envs=num_envs) if takes else factory)

@@ -10,6 +10,7 @@ import numpy as np
 
 from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.environments.host import describe_fault
+from surefoot.control.environments.workers.vector import Restarts
 from surefoot.control.rollout import Rollout
 from surefoot.control.trees import named_leaves
 from surefoot.control.update.state import Learner, Metrics
@@ -42,6 +43,10 @@ class Outcome(NamedTuple):
     """(seeds,): updates that were left out because a number in them was not finite."""
     seconds: Seconds
     """environment, inference and update, where they can be told apart."""
+    cut: np.ndarray | None = None
+    """(seeds, T, N): before which steps an episode was cut, and does not finish, because its environment was lost."""
+    restarts: Restarts = Restarts()
+    """Environments that were lost, and made anew."""
 
 
 class Iteration(Protocol):

@@ -31,6 +31,8 @@ class HostCollector:
         self._generator = np.random.default_rng([seed, 1, began])
         self._observations = environments.reset(seed, began=began, steps=began * length)
         self._resetting = np.zeros(environments.num_envs, bool)
+        self.cut = np.zeros((length, environments.num_envs), bool)
+        """(T, N), of the last rollout: before which steps an episode was cut because its environment was lost."""
 
     def collect(self, parameters: dict[str, np.ndarray], statistics: RunningStatistics) -> tuple[Rollout, dict[str, float]]:
         """The next T steps, and the seconds spent in environments and inference.
@@ -47,6 +49,7 @@ class HostCollector:
         rewards = np.empty((length, envs), np.float32)
         terminated, truncated, valid = (np.empty((length, envs), bool) for _ in range(3))
         finals = None if environments.next_step else np.zeros((length, envs, actor.spaces.observation_size), np.float32)
+        self.cut = np.zeros((length, envs), bool)
         inference = 0.0
         start = time.perf_counter()
         for t in range(length):
@@ -57,6 +60,13 @@ class HostCollector:
             inference += time.perf_counter() - before
             outcome = environments.step(action_space.for_environment(actions[t]))
             self._observations, rewards[t], terminated[t], truncated[t] = outcome[:4]
+            if (afresh := environments.begun_afresh) is not None:
+                # What the action would have brought is lost, and the step only reset. The episode ends where it was last seen,
+                # and is bootstrapped there: in this rollout, or at the end of the last one.
+                self.cut[t] = afresh & valid[t]
+                valid[t] &= ~afresh
+                if t > 0:
+                    truncated[t - 1] |= self.cut[t] & valid[t - 1]
             if finals is None:
                 self._resetting = terminated[t] | truncated[t]
             elif outcome[4] is not None:

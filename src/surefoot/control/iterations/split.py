@@ -16,6 +16,7 @@ from surefoot.control.compilation import compile_all, forget
 from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.environments.host import HostEnvironments
 from surefoot.control.environments.pool import Pool
+from surefoot.control.environments.workers.vector import Restarts
 from surefoot.control.iterations.common import (
     Faults,
     Outcome,
@@ -141,7 +142,10 @@ class SplitIteration:
         learner = self.learner
         if isinstance(self._environments, HostEnvironments):
             parameters = jax.tree.map(np.asarray, learner.actor.parameters)
-            return self._collector.collect(parameters, jax.tree.map(np.asarray, learner.observations))
+            rollout, spent = self._collector.collect(parameters, jax.tree.map(np.asarray, learner.observations))
+            if (cut := self._collector.cut[0]).any():  # the last rollout has bootstrapped, and not known that it is the end
+                self.learner = cut_episodes(learner, cut)
+            return rollout, spent
         start = time.perf_counter()
         self._carry, rollout = self._programs["collect"](
             self._carry, learner.actor.parameters, learner.observations, learner.key
@@ -164,9 +168,11 @@ class SplitIteration:
                 raise
             spent["update"] = time.perf_counter() - start
             seconds = {part: seconds[part] + spent[part] for part in seconds}
-            reports.append(jax.tree.map(np.asarray, report_of(metrics, rollout)))
+            cut = {"cut": self._collector.cut} if isinstance(self._environments, HostEnvironments) else {}
+            reports.append(jax.tree.map(np.asarray, report_of(metrics, rollout)) | cut)
         report = jax.tree.map(lambda *values: np.stack(values)[None], *reports)
-        return Outcome(**merge_reports(report), skipped=np.asarray([self._skipped]), seconds=seconds)
+        restarts = self._environments.take_restarts() if isinstance(self._environments, HostEnvironments) else Restarts()
+        return Outcome(**merge_reports(report), skipped=np.asarray([self._skipped]), seconds=seconds, restarts=restarts)
 
     def _update(self, rollout: Rollout, number: int) -> Metrics:
         learner, metrics, finite, faults = self._programs["update"](

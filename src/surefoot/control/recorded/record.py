@@ -14,7 +14,7 @@ import numpy as np
 
 from surefoot.control.configuration import Backend
 from surefoot.control.environments.host import HostEnvironments
-from surefoot.control.environments.select import Environment, names_callable
+from surefoot.control.environments.making import Environment, names_callable
 from surefoot.control.evaluation import check_request, open_environments, play
 from surefoot.control.policies.policy import Policy, draw_noise, load_policy
 from surefoot.control.recorded.likelihood import policy_log_likelihood

@@ -119,10 +119,16 @@ def initialize(configuration: TrainConfiguration, spaces: Spaces, seed: int) -> 
     )
 
 
-def cut_episodes(learner: Learner) -> Learner:
-    """The learner as environments that begin afresh need it: of their episodes nothing has happened yet."""
-    none = np.zeros_like(learner.returns)
-    return learner._replace(returns=none, elapsed=none, collected=none)
+def cut_episodes(learner: Learner, which: np.ndarray | None = None) -> Learner:
+    """The learner as environments that begin afresh need it: of their episodes nothing has happened yet.
+
+    Args:
+        learner: as it was.
+        which: (N,), of these environments; of all by default.
+    """
+    cut = np.ones(np.shape(learner.returns), bool) if which is None else which
+    none = lambda x: np.where(cut, np.zeros_like(x), np.asarray(x))  # noqa: E731
+    return learner._replace(returns=none(learner.returns), elapsed=none(learner.elapsed), collected=none(learner.collected))
 
 
 def skip_update(before: Learner, after: Learner) -> Learner:

@@ -1,0 +1,1 @@
+"""Gymnasium environments in processes of their own, and what is left of one that fails there. Nothing here imports JAX."""
