@@ -45,6 +45,7 @@ class Keeper:
     """Where data come from, as a resumed run must find it again."""
     last: dict[str, Any] | None = None
     """The last checkpoint, ``step`` and whether it is ``exact``; None while there is none."""
+    _warned: bool = False
     _began: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
@@ -122,7 +123,10 @@ class Keeper:
         said = []
         for failure in restarts.failures:
             sentence = describe_failure(EnvironmentFault(failure.sentence, failure=failure), self.home)
-            said.append(f"{sentence}; it is made anew, and this run is not one that its seed repeats")
+            said.append(f"{sentence}; it is made anew")
+            if not self._warned:
+                self._warned = True
+                said[-1] += ", and from here on the run need not be what its seed would give once more"
         return tuple(said)
 
     def _checkpoint(self) -> Checkpoint:

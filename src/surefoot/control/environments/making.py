@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import gymnasium
@@ -30,20 +31,29 @@ def names_callable(name: str) -> bool:
     return bool(colon) and attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
 
 
+def import_module(name: str, module: str) -> ModuleType:
+    """The module that an environment's name begins with; one in the current folder is found.
+
+    Raises:
+        UsageError: it cannot be imported.
+    """
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` does
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"--env {name}: the module {module} cannot be imported: {reason}") from error
+
+
 def import_callable(name: str) -> Callable[..., Any]:
-    """What ``package.module:callable`` names; modules in the current folder are found.
+    """What ``package.module:callable`` names.
 
     Raises:
         UsageError: there is no such module or callable.
     """
     module_name, _, attribute = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # a module in the current folder, as `python -m` finds it
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UsageError(f"--env {name}: the module {module_name} cannot be imported: {reason}") from error
+    module = import_module(name, module_name)
     factory = getattr(module, attribute, None)
     if not callable(factory):
         functions = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]

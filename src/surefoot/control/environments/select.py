@@ -20,6 +20,7 @@ from surefoot.control.environments.making import (
     environment_name,
     gymnasium_maker,
     import_callable,
+    import_module,
     make_named,
     names_callable,
 )
@@ -131,8 +132,11 @@ def _select(environment: Environment, *, backend: Backend, num_envs: int, seed: 
 
 
 def _specification(name: str) -> Any:
+    module, _, plain = name.rpartition(":")
+    if module:  # package.module:Id-v0, which the module registers
+        import_module(name, module)
     try:
-        return gymnasium.spec(name)
+        return gymnasium.spec(plain)
     except gymnasium.error.Error as error:
         raise UsageError(f"there is no environment {name}: {error}") from None
     except ImportError as error:

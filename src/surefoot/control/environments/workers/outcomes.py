@@ -7,12 +7,25 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+LONGEST = 500
+"""Characters of an exception's message that are passed on."""
+
 Step = tuple[np.ndarray, float, bool, bool]
 """Observation, reward, terminated, truncated."""
 
 
 class Unusable(Exception):
     """An environment gave back what it must not; the message goes on from "environment 3"."""
+
+
+def one_line(error: Exception) -> str:
+    """An exception's message, without line ends and no longer than a sentence should be."""
+    return " ".join(str(error).split())[:LONGEST]
+
+
+def describe_exception(error: Exception) -> str:
+    """What an environment did that raised; goes on from "environment 3"."""
+    return f"raised {type(error).__name__}: {one_line(error)}"
 
 
 def reset_checked(environment: gymnasium.Env, **options: Any) -> np.ndarray:

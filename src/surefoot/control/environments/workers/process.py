@@ -15,6 +15,8 @@ from typing import Any
 
 GRACE = 5.0
 """Seconds that a worker has for closing its environments."""
+START_UP = 60.0
+"""Seconds that a new process has besides, for its interpreter and libraries."""
 START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); descriptor = int(sys.argv[2]); sys.argv[:] = ['surefoot-worker']; "
     "from surefoot.control.environments.workers.serving import serve; serve(descriptor)"
@@ -38,7 +40,7 @@ class Worker:
 
     def __init__(self, members: list[int], described: bytes, *, limit: float) -> None:
         self.members, self._described, self._limit = members, described, limit
-        self.running, self._deadline, self._owed = False, 0.0, 0
+        self.running, self._fresh, self._deadline, self._owed = False, True, 0.0, 0
 
     def start(self) -> None:
         """Start the process; it loads its libraries meanwhile."""
@@ -52,13 +54,14 @@ class Worker:
                 process_group=0,
             )
         self._end = weakref.finalize(self, _end, self._process)
-        self.running, self._owed = True, 0
+        self.running, self._fresh, self._owed = True, True, 0
         with contextlib.suppress(OSError):  # the first answer will tell
             self._connection.send_bytes(self._described)
 
     def order(self, orders: list[tuple[int, str, Any]]) -> None:
         """Have it do something; as many answers must be taken."""
-        self._deadline, self._owed = time.monotonic() + self._limit, len(orders)
+        limit = self._limit + (START_UP if self._fresh else 0)
+        self._deadline, self._owed, self._fresh = time.monotonic() + limit, len(orders), False
         with contextlib.suppress(OSError):
             self._connection.send(orders)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from surefoot.control.environments.making import Environment, make_single
-from surefoot.control.environments.workers.outcomes import Unusable, reset_checked, step_checked
+from surefoot.control.environments.workers.outcomes import Unusable, describe_exception, reset_checked, step_checked
 from surefoot.errors import RunError, UsageError, require
 from surefoot.runs.directory import read_json
 
@@ -88,7 +88,7 @@ def replay(path: str | Path, environment: Environment | None = None, *, say: Cal
         raise
     except Exception as error:
         say(traceback.format_exc().rstrip())
-        return Replayed(number == last, f"at {_where(done, ends)} it raised {type(error).__name__}: {error}")
+        return Replayed(number == last, f"at {_where(done, ends)} it {describe_exception(error)}")
     finally:
         made.close()
     return Replayed(False, "it did not fail")

@@ -15,11 +15,8 @@ import cloudpickle
 import gymnasium
 
 from surefoot.control.environments.making import make_single
-from surefoot.control.environments.workers.outcomes import Unusable, reset_checked, step_checked
+from surefoot.control.environments.workers.outcomes import Unusable, describe_exception, one_line, reset_checked, step_checked
 from surefoot.errors import UsageError
-
-LONGEST = 500
-"""Characters of an exception's message that are passed on."""
 
 
 def serve(descriptor: int) -> None:
@@ -64,9 +61,9 @@ class _Served:
         except Unusable as error:
             return ("failed", str(error), None, False)
         except UsageError as error:
-            return ("failed", _one_line(error), traceback.format_exc(), True)
+            return ("failed", one_line(error), traceback.format_exc(), True)
         except Exception as error:
-            return ("failed", f"raised {type(error).__name__}: {_one_line(error)}", traceback.format_exc(), False)
+            return ("failed", describe_exception(error), traceback.format_exc(), False)
 
     def _do(self, number: int, command: str, argument: Any) -> tuple[Any, ...]:
         if command in ("make", "begin"):
@@ -99,10 +96,6 @@ class _Served:
         for environment in self._environments.values():
             with contextlib.suppress(Exception):
                 environment.close()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:LONGEST]
 
 
 def _leave_signals_to_the_parent() -> None:
