@@ -72,13 +72,14 @@ def _observation(value: Any, space: gymnasium.Space) -> np.ndarray:
     # What Gymnasium's vector environments take over without a word: float64 for float32, but no float for an integer.
     if not np.can_cast(array.dtype, space.dtype, "same_kind"):
         raise Unusable(f"returned an observation of dtype {array.dtype}, where its space has {space.dtype}")
-    array = array.astype(space.dtype, copy=False)
-    finite = _finite(array)
+    with np.errstate(over="ignore"):
+        converted = array.astype(space.dtype, copy=False)
+    finite = _finite(converted)
     if not finite.all():
         index = tuple(int(i) for i in np.argwhere(~finite)[0])
         where = f" in component {index[0]}" if index else ""
         raise Unusable(f"returned an observation of {array[index]}{where}")
-    return array
+    return converted
 
 
 def _reward(value: Any) -> float:
