@@ -17,7 +17,7 @@ from surefoot.control.update.state import schedule_at
 from surefoot.control.update.whole import whole_update
 from surefoot.errors import EnvironmentFault, RunError
 from surefoot.runs.checkpoints import Checkpoints
-from surefoot.runs.metrics import read_metrics
+from surefoot.runs.metrics import MetricsWriter, read_metrics
 from tests.control import toys
 from tests.control.helpers import DISCRETE, configure, leaves, same
 from tests.control.update.test_update import ready
@@ -174,3 +174,12 @@ def test_skipped_updates_are_the_same_after_a_resume(tmp_path, monkeypatch):
     (tmp_path / "run" / "summary.json").unlink()
     assert resume(tmp_path / "run", quiet=True)["skipped_updates"] > 0
     assert differences(contents(tmp_path / "whole"), contents(tmp_path / "run")) == []
+
+
+def test_a_full_disk_does_not_hide_what_failed(tmp_path, monkeypatch):
+    def full(self):
+        raise RunError("cannot write metrics.jsonl: No space left on device")
+
+    monkeypatch.setattr(MetricsWriter, "position", full)
+    with pytest.raises(RunError, match=r"the update of iteration \d+ left numbers that are not finite"):
+        train(spiky(tmp_path / "run", env="HostSpikes"), environment=HostSpikes, quiet=True)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from surefoot.control.policies.policy import Policy
 from surefoot.control.training import resume, train
 from surefoot.errors import RunError, UsageError
 from surefoot.runs.checkpoints import Checkpoints, Damaged
@@ -352,8 +353,12 @@ def test_disk_full_while_keeping_leaves_the_last_one(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         plain(path, content)
 
+    def no_policy(self, folder):
+        raise RunError(f"cannot write {folder / 'policy'}")
+
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "_write_flushed", full)
+        patch.setattr(Policy, "save", no_policy)  # the disk is still full, and this is not what matters
         with pytest.raises(RunError, match=r"cannot write .*128: No space left on device; the checkpoints before it are whole"):
             train(configured("ppo on JAX", tmp_path / "run"), quiet=True)
     assert Checkpoints(tmp_path / "run").steps() == [64]

@@ -90,7 +90,7 @@ class Keeper:
         if self._exact:
             if due or self._owed:
                 self._keep()
-            self._owed = not self._exact  # begun from a checkpoint that could not be exact
+            self._owed = False
         elif due:
             self._owed = True
             if not self._waits:
@@ -107,10 +107,10 @@ class Keeper:
 
     def before_failure(self, error: RunError) -> RunError:
         """Keep the state before what failed, for inspection; returns the error, which says where."""
-        checkpoint = self._checkpoint()
-        state = {**checkpoint.state, "failure": str(error)}
         sentence = describe_failure(error, self.home)
         with contextlib.suppress(RunError):  # a full disk: the failure is what must be told
+            checkpoint = self._checkpoint()
+            state = {**checkpoint.state, "failure": str(error)}
             place = Checkpoints(self.home, keep=1, name=FAILED_FOLDER).write(
                 Checkpoint(checkpoint.step, checkpoint.exact, checkpoint.arrays, state)
             )

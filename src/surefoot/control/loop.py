@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -97,28 +99,17 @@ def train_seeds(
         stack.callback(iteration.close)
         if checkpoint is not None:
             restore(checkpoint, iteration, standing)
-        positions: list[Any] = [None] * count
         if start is not None:
             # From here on the folder changes.
-            positions = [BEGINNING] * count if checkpoint is None else checkpoint.state["metrics"]
             standing.resumed.append({"step": first * configuration.slots, "exact": start.exact})
             Checkpoints(home).forget_after(first * configuration.slots)
-        writers = []
-        for (seed, below), position in zip(folders.items(), positions, strict=True):
-            single = replace(configuration, run=replace(run, seed=seed, seeds=1, out=str(below)))
-            (below / SUMMARY_FILE).unlink(missing_ok=True)  # first: it would be one of a finished run of more steps
-            write_json(below / CONFIGURATION_FILE, single.as_dict())
-            writers.append(stack.enter_context(MetricsWriter(below, tensorboard=run.tensorboard, resume=position)))
+        writers = [stack.enter_context(writer) for writer in _open_folders(configuration, folders, start)]
         label = f"{configuration.algorithm} {run.env}" + (f" × {count} seeds" if count > 1 else "")
         total = iterations * configuration.slots
         progress = stack.enter_context(Progress(label, total, done=first * configuration.slots, quiet=quiet))
-        told = () if start is None else start.notices
-        for notice in (
-            *source.notices,
-            *_about_checkpoints(configuration, iteration),
-            *told,
-            *(n for w in writers for n in w.notices),
-        ):
+        of_start = () if start is None else start.notices
+        of_metrics = [notice for writer in writers for notice in writer.notices]
+        for notice in (*source.notices, *_about_checkpoints(configuration, iteration), *of_start, *of_metrics):
             progress.say(notice)
         startup = time.time() - started
         keeper = Keeper(configuration, home, iteration, standing, writers, source.described)
@@ -138,42 +129,22 @@ def train_seeds(
                     outcome = iteration.run(number)
                 except RunError as error:
                     raise keeper.before_failure(error) from error
-                standing.completed = number + together
-                seconds = time.perf_counter() - began
-                plan = planned(configuration, schedule_at(configuration, number))
-                for i, (tracker, writer) in enumerate(zip(standing.trackers, writers, strict=True)):
-                    real = int(outcome.valid[i].sum())
-                    standing.acted[i] += real
-                    standing.skipped[i] += int(outcome.skipped[i])
-                    standing.restarts[i] += outcome.restarts.begun
-                    counts = {
-                        "iteration": standing.completed,
-                        "steps": standing.acted[i],
-                        "slots": standing.completed * configuration.slots,
-                    }
-                    speed = {"speed/steps_per_second": real / seconds}
-                    report = _report(configuration, outcome, i, tracker, real=real)
-                    writer.write(standing.acted[i], counts | report | plan | speed)
+                _record(configuration, outcome, standing, writers, number=number, seconds=time.perf_counter() - began)
                 for sentence in keeper.after_restarts(outcome.restarts):
                     progress.say(sentence)
                 if iteration.finished is not None:
                     progress.say(iteration.finished)
-                mean = standing.mean_return
-                reached = "no episode finished yet" if mean is None else f"return {mean:.1f}"
-                if any(standing.skipped):
-                    reached += f", {sum(standing.skipped)} updates skipped"
-                if any(standing.restarts):
-                    reached += f", {sum(standing.restarts)} environments restarted"
                 rate = (sum(standing.acted) - before) / keeper.seconds
-                progress.update(standing.completed * configuration.slots, rate=rate, reached=reached)
+                progress.update(standing.completed * configuration.slots, rate=rate, reached=_reached(standing))
                 keeper.after_report()
             keeper.at_end()
-        finally:
-            # On every way out, a failed environment or a second Ctrl-C included: the learner is that of the last whole
-            # iteration.
-            trained = keeper.seconds
-            for learner, below, steps in zip(iteration.learners(), folders.values(), standing.acted, strict=True):
-                _policy_of(configuration, spaces, source.backend, learner, steps).save(below)
+        except BaseException:
+            # A failed environment, a full disk, a second Ctrl-C: the learner is that of the last whole iteration.
+            with contextlib.suppress(RunError):  # what went wrong first must be told
+                _save_policies(configuration, spaces, source, iteration, standing, folders)
+            raise
+        trained = keeper.seconds
+        _save_policies(configuration, spaces, source, iteration, standing, folders)
     results = []
     for i, below in enumerate(folders.values()):
         steps, spent = standing.acted[i], standing.seconds + trained
@@ -198,6 +169,63 @@ def train_seeds(
         write_json(below / SUMMARY_FILE, result)
         results.append(result)
     return results
+
+
+def _open_folders(configuration: TrainConfiguration, folders: dict[int, Path], start: Start | None) -> Iterator[MetricsWriter]:
+    """Make each seed's folder ready; its metrics are cut back to where the run goes on."""
+    positions: list[Any] = [None] * len(folders)
+    if start is not None:
+        positions = [BEGINNING] * len(folders) if start.checkpoint is None else start.checkpoint.state["metrics"]
+    for (seed, below), position in zip(folders.items(), positions, strict=True):
+        single = replace(configuration, run=replace(configuration.run, seed=seed, seeds=1, out=str(below)))
+        (below / SUMMARY_FILE).unlink(missing_ok=True)  # first: it would be one of a finished run of more steps
+        write_json(below / CONFIGURATION_FILE, single.as_dict())
+        yield MetricsWriter(below, tensorboard=configuration.run.tensorboard, resume=position)
+
+
+def _record(
+    configuration: TrainConfiguration,
+    outcome: Outcome,
+    standing: Standing,
+    writers: list[MetricsWriter],
+    *,
+    number: int,
+    seconds: float,
+) -> None:
+    """Count one report, which began with iteration ``number``, and write its metrics."""
+    standing.completed = number + configuration.rollouts_per_report
+    plan = planned(configuration, schedule_at(configuration, number))
+    for i, (tracker, writer) in enumerate(zip(standing.trackers, writers, strict=True)):
+        real = int(outcome.valid[i].sum())
+        standing.acted[i] += real
+        standing.skipped[i] += int(outcome.skipped[i])
+        standing.restarts[i] += outcome.restarts.begun
+        slots = standing.completed * configuration.slots
+        counts = {"iteration": standing.completed, "steps": standing.acted[i], "slots": slots}
+        report = _report(configuration, outcome, i, tracker, real=real)
+        writer.write(standing.acted[i], counts | report | plan | {"speed/steps_per_second": real / seconds})
+
+
+def _reached(standing: Standing) -> str:
+    mean = standing.mean_return
+    reached = "no episode finished yet" if mean is None else f"return {mean:.1f}"
+    if any(standing.skipped):
+        reached += f", {sum(standing.skipped)} updates skipped"
+    if any(standing.restarts):
+        reached += f", {sum(standing.restarts)} environments restarted"
+    return reached
+
+
+def _save_policies(
+    configuration: TrainConfiguration,
+    spaces: Spaces,
+    source: Source,
+    iteration: Iteration,
+    standing: Standing,
+    folders: dict[int, Path],
+) -> None:
+    for learner, below, steps in zip(iteration.learners(), folders.values(), standing.acted, strict=True):
+        _policy_of(configuration, spaces, source.backend, learner, steps).save(below)
 
 
 def _about_checkpoints(configuration: TrainConfiguration, iteration: Iteration) -> tuple[str, ...]:
