@@ -64,6 +64,16 @@ def test_position_is_lengths_in_bytes(tmp_path):
     assert run(tmp_path, (), tensorboard=False)[0]["tensorboard"] is None
 
 
+def test_curves_outlast_processes_that_write_none(tmp_path):
+    position, _ = run(tmp_path, (1, 2))
+    run(tmp_path, (8, 9), resume=position)  # of a future that is given up
+    for step in (3, 4):
+        position, _ = run(tmp_path, (step,), resume=position, tensorboard=False)
+    run(tmp_path, (5,), resume=position)
+    assert values(tmp_path) == [1, 2, 3, 4, 5]
+    assert curve(tmp_path) == [(1, 1.0), (2, 2.0), (5, 5.0)]
+
+
 def test_what_was_torn_after_the_position_is_gone(tmp_path):
     position, _ = run(tmp_path, (1, 2))
     with open(tmp_path / "metrics.jsonl", "ab") as file:

@@ -38,6 +38,8 @@ class MetricsWriter:
 
     def __init__(self, folder: Path, *, tensorboard: bool = True, resume: Mapping[str, Any] | None = None) -> None:
         self._path = folder / METRICS_FILE
+        self._left = None if resume is None or tensorboard else resume.get("tensorboard")
+        """An event file of processes before, that this one does not write: its position stays what it was."""
         self.notices: list[str] = []
         """Where a position could not be gone back to: the lines that are gone."""
         try:
@@ -73,7 +75,8 @@ class MetricsWriter:
         """How long the files are, for a checkpoint; what they hold is brought to the disk first.
 
         Returns:
-            ``metrics``, bytes of the lines; ``tensorboard``, None or the event file's name (``file``) and ``bytes``.
+            ``metrics``, bytes of the lines; ``tensorboard``, the event file's name (``file``) and ``bytes``, None where the run has
+            none.
 
         Raises:
             RunError: the disk is full, or the file is gone.
@@ -81,7 +84,7 @@ class MetricsWriter:
         self._refuse_deleted()
         try:
             os.fsync(self._file.fileno())
-            events = None if self._events is None else self._events.position()
+            events = self._left if self._events is None else self._events.position()
             return {"metrics": os.fstat(self._file.fileno()).st_size, "tensorboard": events}
         except OSError as error:
             raise RunError(f"cannot write {self._path}: {error.strerror}; the lines before are kept") from error
