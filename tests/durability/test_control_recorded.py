@@ -57,6 +57,17 @@ def test_one_that_ended_early_says_so(data, tmp_path):
     assert differences(contents(tmp_path / "run"), contents(copy)) == []
 
 
+def test_data_may_be_moved(data, tmp_path):
+    shutil.copytree(data, tmp_path / "before" / "data-v0")
+    train(from_data("reinforce", tmp_path / "before" / "data-v0", tmp_path / "run"), quiet=True)
+    copy = stopped_at(tmp_path / "run", Checkpoints(tmp_path / "run").steps()[1], tmp_path / "copy")
+    (tmp_path / "before").rename(tmp_path / "after")
+    path = copy / "config.json"
+    path.write_text(path.read_text().replace("before/data-v0", "after/data-v0"))
+    resume(copy, quiet=True)
+    assert differences(contents(tmp_path / "run"), contents(copy)) == []
+
+
 def test_other_data_are_refused(data, tmp_path):
     mine = tmp_path / "data-v0"
     shutil.copytree(data, mine)

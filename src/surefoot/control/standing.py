@@ -20,9 +20,10 @@ from surefoot.runs.libraries import changed_versions, library_versions
 LIBRARIES = ("surefoot", "jax", "jaxlib", "numpy", "optax", "gymnasium", "envpool", "mujoco")
 FREE = (
     "checkpoint_every", "keep_checkpoints", "tensorboard", "out", "on_nonfinite", "env_workers", "worker_timeout",
-    "on_worker_failure",
+    "on_worker_failure", "from_data",
 )  # fmt: skip
-"""Settings that may differ from those that a checkpoint was written under; ``total_steps`` may be more."""
+"""Settings that may differ from those that a checkpoint was written under; ``total_steps`` may be more. Recorded data are compared
+themselves, wherever they lie."""
 
 
 @dataclass
