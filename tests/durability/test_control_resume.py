@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -138,6 +139,22 @@ def test_where_all_are_damaged_nothing_is_touched(whole, tmp_path):
     ):
         resume(copy, quiet=True)
     assert (copy / "metrics.jsonl").read_bytes() == before
+
+
+def test_other_libraries_are_said_and_do_not_stop_the_run(whole, tmp_path, capsys):
+    case = "ppo on Gymnasium"
+    copy = stopped_at(whole(case), 256, tmp_path / "copy")
+    checkpoints = Checkpoints(copy)
+    found = checkpoints.read(256)
+    versions = found.state["computed_with"] | {"jax": "0.1", "processors": "1000"}
+    checkpoints.write(replace(found, state={**found.state, "computed_with": versions}))
+    result = resume(copy)
+    words = (
+        r"libraries have changed \(jax \S+ in place of 0.1, processors \d+ in place of 1000\): the run goes on, but may differ"
+    )
+    assert re.search(words, capsys.readouterr().err)
+    assert result["resumed"] == [{"step": 256, "exact": False}]
+    assert differences(contents(whole(case)), contents(copy)) == []
 
 
 def test_metrics_that_lost_lines_are_said_and_do_not_stop_the_run(whole, tmp_path, capsys):
