@@ -557,7 +557,7 @@ def test_an_adapter_of_somebody_elses_is_left_alone(folder, tmp_path):
 
 
 @pytest.mark.parametrize("every", ["2", None])
-def test_what_a_process_left_that_was_killed_while_it_began_is_in_nobodys_way(every, folder, tmp_path, monkeypatch):
+def test_what_a_process_left_that_was_killed_while_it_began_is_in_nobodys_way(every, folder, tmp_path, monkeypatch, capsys):
     def killed(*arguments):
         raise SystemExit
 
@@ -567,9 +567,13 @@ def test_what_a_process_left_that_was_killed_while_it_began_is_in_nobodys_way(ev
         with pytest.raises(SystemExit):
             align(settings("dpo", folder, tmp_path / "run"), quiet=True)
     assert (tmp_path / "run" / "start" / "model.safetensors").exists()
+    (tmp_path / "run" / ".start.writing").mkdir()
+    assert cli.main(["resume", str(tmp_path / "run")]) == 2
+    assert "stopped while it began" in capsys.readouterr().err
     save_language_model(folder / "model", "gpt2")
     align(settings("dpo", folder, tmp_path / "run", training__checkpoint_every=every), quiet=True)
     assert (tmp_path / "run" / "start").exists() == (every is not None)
+    assert not (tmp_path / "run" / ".start.writing").exists()
     from surefoot.alignment.evaluation import evaluate_alignment
 
     evaluate_alignment(tmp_path / "run", data=str(folder / "others.jsonl"))

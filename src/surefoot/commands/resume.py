@@ -11,6 +11,7 @@ from surefoot.commands import align, train
 from surefoot.commands.options import Output, parse
 from surefoot.errors import UsageError
 from surefoot.runs.directory import CONFIGURATION_FILE, read_json
+from surefoot.runs.lock import LOCK_FILE
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Resume:
 def run(arguments: list[str], *, started: float) -> int:
     """Resume; ``started`` is when the process began."""
     chosen: Resume = parse(Resume, arguments, program="surefoot resume")
+    if (chosen.run / LOCK_FILE).exists() and not (chosen.run / CONFIGURATION_FILE).exists():
+        raise UsageError(f"{chosen.run} was stopped while it began, and holds nothing to go on from; begin it again")
     settings, quiet = read_json(chosen.run / CONFIGURATION_FILE), chosen.output.quiet
     if "algorithm" in settings:
         if chosen.epochs is not None:

@@ -65,7 +65,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_content(path))
     except FileNotFoundError:
-        raise UsageError(f"{path} does not exist; give the folder of a run, the one that `surefoot train` printed") from None
+        raise UsageError(
+            f"{path} does not exist; give the folder of a run, the one that `surefoot train` or `align` printed"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):

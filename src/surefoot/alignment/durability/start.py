@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from surefoot.alignment.models.adapters import is_adapted
 from surefoot.alignment.models.folders import quiet
-from surefoot.alignment.models.saving import replace_folders
+from surefoot.alignment.models.saving import remove_left_over, replace_folders
 from surefoot.errors import UsageError, require
 from surefoot.runs.directory import read_json
 
@@ -31,6 +31,7 @@ def clear_start(run: Path) -> None:
         UsageError: what is called so is not a run's.
     """
     folder = run / START_FOLDER
+    remove_left_over(folder)
     if not folder.exists():
         return
     written = False

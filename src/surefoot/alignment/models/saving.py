@@ -82,6 +82,12 @@ def replace_folders(parts: Mapping[Path, Callable[[Path], None]]) -> None:
             shutil.rmtree(_beside(folder, "writing"), ignore_errors=True)
 
 
+def remove_left_over(folder: Path) -> None:
+    """Remove what :func:`replace_folders` left beside a folder when the machine stopped."""
+    for state in ("previous", "writing"):
+        shutil.rmtree(_beside(folder, state), ignore_errors=True)
+
+
 def _swap(folder: Path) -> None:
     previous = _beside(folder, "previous")
     if not folder.exists():
