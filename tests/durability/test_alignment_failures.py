@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ import torch
 from surefoot import cli
 from surefoot.alignment import preparation, training
 from surefoot.alignment.learning import offline
-from surefoot.alignment.rlhf import learner, online
+from surefoot.alignment.rlhf import learner, online, samples
 from surefoot.alignment.sampling import sampler
 from surefoot.alignment.training import align
 from surefoot.errors import RunError, UsageError
@@ -150,9 +151,12 @@ def test_a_run_that_leaves_out_everything_stops(folder, tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_written_in_the_middle_of_an_update_is_gone_on_with_from_before(folder, tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise RunError("the disk is full")
+
     align(settings("ppo", folder, tmp_path / "whole"), quiet=True)
     with monkeypatch.context() as patch:
-        patch.setattr(online.OnlineRun, "_write_samples", lambda self: (_ for _ in ()).throw(RunError("the disk is full")))
+        patch.setattr(samples.SampleFile, "write", full)
         with pytest.raises(RunError, match=r"the disk is full; once that is mended: surefoot resume .*run"):
             align(settings("ppo", folder, tmp_path / "run"), quiet=True)
     resume(tmp_path / "run")
@@ -626,3 +630,21 @@ def test_the_reference_of_an_evaluation_is_the_runs_own(folder, tmp_path):
     shutil.rmtree(folder / "model")
     after = evaluate_alignment(tmp_path / "run", data=str(folder / "others.jsonl"))
     assert before["metrics"] == after["metrics"]
+
+
+def test_sample_answers_are_whole_entries_on_a_full_disk_too(folder, tmp_path, monkeypatch):
+    align(settings("ppo", folder, tmp_path / "run", training__epochs=1), quiet=True)
+    path = tmp_path / "run" / "samples.jsonl"
+    before = path.read_bytes()
+    assert before.endswith(b"}\n")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    entries = samples.SampleFile(tmp_path / "run", word_level())
+    monkeypatch.setattr(samples.SampleFile, "_lines", lambda *arguments: ["x" * 2000 + "\n"])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 1000, limit[1]))
+    try:
+        with pytest.raises(RunError, match=r"cannot write .*samples\.jsonl: .*; the entries before are kept"):
+            entries.write(None, iteration=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert path.read_bytes() == before
+    assert entries.length() == len(before)

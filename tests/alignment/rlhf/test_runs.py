@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from surefoot.alignment.configuration import configure
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
 from surefoot.alignment.models.loading import load_policy, load_reward_model
-from surefoot.alignment.rlhf import online
+from surefoot.alignment.rlhf import opening
 from surefoot.alignment.rlhf.online import Online
 from surefoot.alignment.training import align
 from surefoot.errors import RunError, UsageError
@@ -228,8 +228,8 @@ def test_without_critic_none_is_loaded(model, data, tmp_path, monkeypatch):
     def loaded(*arguments, **options):
         raise AssertionError("a critic was loaded")
 
-    monkeypatch.setattr(online, "load_reward_model", loaded)
-    monkeypatch.setattr(online.Critic, "sharing", loaded)
+    monkeypatch.setattr(opening, "load_reward_model", loaded)
+    monkeypatch.setattr(opening.Critic, "sharing", loaded)
     for weight in ("reward-to-go", "group", "leave-one-out"):
         run(model, data, tmp_path / weight, epochs=1, objective={"weight": weight})
     for critic in ("policy", "shared"):

@@ -1,13 +1,10 @@
-"""A run of ``surefoot align ppo``: from files to the loop, its reports, and sample answers to read."""
+"""A run of ``surefoot align ppo``: from files to the loop, and its reports."""
 
 from __future__ import annotations
 
-import copy
-import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +20,9 @@ from surefoot.alignment.learning.halves import can_be_computed_at_once
 from surefoot.alignment.learning.nonfinite import NotFinite
 from surefoot.alignment.learning.randomness import data_order, drawing_anew
 from surefoot.alignment.likelihood.likelihood import Likelihood
-from surefoot.alignment.likelihood.packing import Group
 from surefoot.alignment.models.adapters import add_adapter
 from surefoot.alignment.models.counting import matrix_rate
-from surefoot.alignment.models.loading import load_policy, load_reward_model
+from surefoot.alignment.models.loading import load_policy
 from surefoot.alignment.models.precision import autocast_dtype, device_of
 from surefoot.alignment.preparation import check_length, live_reference, reference_fingerprint
 from surefoot.alignment.rewards.model import ModelReward
@@ -35,13 +31,12 @@ from surefoot.alignment.rewards.source import OpenedRewards
 from surefoot.alignment.rlhf.configuration import PPOConfiguration
 from surefoot.alignment.rlhf.critic import Critic
 from surefoot.alignment.rlhf.learner import Metrics, PolicyOptimization
-from surefoot.errors import RunError, UsageError
+from surefoot.alignment.rlhf.opening import open_critic, ppo_settings
+from surefoot.alignment.rlhf.samples import SampleFile
+from surefoot.errors import UsageError
 from surefoot.runs.metrics import MetricsWriter
 from surefoot.runs.progress import Progress
 
-SAMPLES_FILE = "samples.jsonl"
-SHOWN = 4
-"""Prompts whose answers an entry of samples.jsonl holds."""
 NUMBERS = ("asked", "tokens", "seconds", "operations", "ended_early", "reached", "first")
 """What a checkpoint keeps of a run as it stands."""
 
@@ -97,7 +92,7 @@ class Online:
         _check_length(likelihood, data.prompts, settings, tell)
         if notice := likelihood.check(groups):
             tell(notice)
-        critic = _critic(configuration, tokenizer, likelihood, reward, groups, tell) if settings.weight == "gae" else None
+        critic = open_critic(configuration, tokenizer, likelihood, reward, groups, tell) if settings.weight == "gae" else None
         # Where a model ends its turns with another token than the tokenizer's EOS, its own configuration says so.
         ends = end_tokens(model, tokenizer)
         fingerprint = reference_fingerprint(model)
@@ -132,13 +127,6 @@ class Online:
         return OnlineRun(self, folder, writer, progress)
 
 
-def ppo_settings(configuration: AlignConfiguration) -> PPOConfiguration:
-    """The choices of a configuration whose method is ppo."""
-    if not isinstance(configuration.objective, PPOConfiguration):
-        raise ValueError(f"{configuration.method} is not ppo")
-    return configuration.objective
-
-
 def end_tokens(model: Any, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
     """Ids that end an answer: the tokenizer's EOS, and what the model's own generation settings name besides."""
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
@@ -153,45 +141,6 @@ def _check_length(likelihood: Likelihood, prompts: list[Prompt], settings: PPOCo
         check_length(likelihood, longest + settings.longest_answer, tell)
     except UsageError as error:
         raise UsageError(str(error).replace("give --max-length", "give a smaller --longest-answer, or --max-length")) from error
-
-
-def _critic(
-    configuration: AlignConfiguration,
-    tokenizer: PreTrainedTokenizerFast,
-    actor: Likelihood,
-    reward: OpenedRewards,
-    groups: list[Group],
-    tell: Tell,
-) -> Critic:
-    choice = ppo_settings(configuration).critic
-    same_tokens = isinstance(reward, ModelReward) and reward.same_tokens
-    if choice == "reward" and not same_tokens:
-        what = (
-            "a reward model has another tokenizer" if isinstance(reward, ModelReward) else "a function has no weights to copy"
-        )
-        raise UsageError(f"--critic reward: {what}; take --critic policy or shared")
-    if choice == "shared":
-        return Critic.sharing(actor)
-    from_reward = choice == "reward" or (choice == "auto" and same_tokens)
-    name = reward.name if from_reward else configuration.model.model
-    own_tokenizer = copy.deepcopy(tokenizer)  # it may get a padding token that the policy has no row for
-    model, notices = load_reward_model(
-        replace(configuration.model, model=name), own_tokenizer, new_head=not from_reward, seed=configuration.training.seed
-    )
-    tell(f"the critic starts as a copy of {'the reward model' if from_reward else 'the policy, with a head of zeros'}")
-    for sentence in notices if from_reward else ():
-        tell(sentence)
-    if configuration.adapter.lora_rank:
-        model = add_adapter(model, configuration.adapter, seed=configuration.training.seed)
-    likelihood = Likelihood(
-        model, share_prompts=configuration.training.share_prompts, autocast=autocast_dtype(configuration.model)
-    )
-    likelihood.work = actor.work
-    if notice := likelihood.check(groups):
-        tell(f"critic: {notice}")
-    if not from_reward:
-        likelihood.head.weight.data.zero_()  # after the check, which compares what a head that is not zero computes
-    return Critic(likelihood)
 
 
 @dataclass
@@ -217,6 +166,7 @@ class OnlineRun:
     def __post_init__(self) -> None:
         configuration, likelihood = self.prepared.configuration, self.prepared.likelihood
         training = configuration.training
+        self.samples = SampleFile(self.folder, self.prepared.tokenizer)
         self.per_epoch = -(-len(self.prepared.data.prompts) // training.batch_size)
         self.total = training.epochs * self.per_epoch
         self.learner = PolicyOptimization(
@@ -299,7 +249,7 @@ class OnlineRun:
         self.writer.write(self.asked, report)
         every = settings.samples_every
         if every and (learner.iterations % every == 1 % every or learner.iterations == self.total):
-            self._write_samples()
+            self.samples.write(experience, iteration=learner.iterations)
         kl = metrics["kl/reference"]
         if settings.stop_kl is not None and kl > settings.stop_kl and learner.iterations < self.total:
             self.ended_early = (
@@ -320,31 +270,6 @@ class OnlineRun:
         epoch = self.asked / len(self.prepared.data.prompts)
         report = {"iteration": learner.iterations, "prompts": self.asked, "epoch": epoch, "skipped": learner.skipped}
         self.writer.write(self.asked, report)
-
-    def _write_samples(self) -> None:
-        """Some answers of this iteration, as a reader sees them."""
-        experience, tokenizer = self.learner.last, self.prepared.tokenizer
-        assert experience is not None
-        kl = experience.kl_to_reference
-        lines = []
-        for one in experience.batch[:SHOWN]:
-            for number, answer in enumerate(one.answers, start=one.first):
-                entry = {
-                    "iteration": self.learner.iterations,
-                    "row": one.prompt.number,
-                    "prompt": one.prompt.text,
-                    "answer": tokenizer.decode(answer, skip_special_tokens=True),
-                    "finished": bool(experience.finished[number]),
-                    "reward": float(experience.rewards[number]),
-                    "kl": float(kl[number]),
-                }
-                lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
-        path = self.folder / SAMPLES_FILE
-        try:
-            with open(path, "a", encoding="utf-8") as file:
-                file.write("".join(lines))
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror}; the entries before are kept") from error
 
     def finish(self) -> None:
         """End the threads."""
@@ -375,29 +300,15 @@ class OnlineRun:
     def state(self) -> tuple[Arrays, State]:
         """What a checkpoint holds. The prompts' order, sampling and dropout follow from the seed and the number of the iteration."""
         arrays, of_learner = self.learner.state()
-        return arrays, numbers_of(self, NUMBERS) | {"learner": of_learner, "samples": self._length_of_samples()}
+        return arrays, numbers_of(self, NUMBERS) | {"learner": of_learner, "samples": self.samples.length()}
 
     def restore(self, arrays: Arrays, state: Mapping[str, Any]) -> None:
         """Be where :meth:`state` was taken; of the sample answers, those that came later are cut off."""
         set_numbers(self, NUMBERS, state)
         self.before = self.asked
         self.learner.restore(arrays, state["learner"])
-        there, then = self._length_of_samples(), int(state["samples"])
-        if then < 0:
-            raise ValueError(f"samples {then}")
-        if there > then:
-            os.truncate(self.folder / SAMPLES_FILE, then)
-        elif there < then:
-            self.progress.say(f"{self.folder / SAMPLES_FILE} is shorter than it was: entries are missing from it")
-
-    def _length_of_samples(self) -> int:
-        """Bytes, which are brought to the disk."""
-        try:
-            with open(self.folder / SAMPLES_FILE, "rb") as file:
-                os.fsync(file.fileno())
-                return os.fstat(file.fileno()).st_size
-        except FileNotFoundError:
-            return 0
+        if (sentence := self.samples.cut_back(int(state["samples"]))) is not None:
+            self.progress.say(sentence)
 
     @property
     def unfinished(self) -> bool:
