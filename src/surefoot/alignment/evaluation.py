@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from surefoot.alignment.configuration import OBJECTIVES, DPOConfiguration, RewardConfiguration
-from surefoot.alignment.data.configuration import DataConfiguration, FormatName
+from surefoot.alignment.data.configuration import DataConfiguration, FormatName, Overlong
 from surefoot.alignment.data.loading import load_examples
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
 from surefoot.alignment.durability.start import START_FOLDER
@@ -30,6 +30,7 @@ from surefoot.alignment.preparation import longest
 from surefoot.alignment.reference import LiveReference
 from surefoot.errors import UsageError, require
 from surefoot.runs.directory import CONFIGURATION_FILE, MODEL_FOLDER, read_json
+from surefoot.runs.settings import part_from
 
 
 def evaluate_alignment(
@@ -144,7 +145,7 @@ def _recorded(run: Path) -> dict[str, Any]:
         "method" in recorded,
         f"{run} is not a run of `surefoot align`; leave --data out, and its policy is evaluated in its environment",
     )
-    kind = OBJECTIVES.get(recorded["method"])
+    kind = OBJECTIVES.get(recorded["method"]) if isinstance(recorded["method"], str) else None
     wanted = {
         "precision",
         "lora_rank",
@@ -158,12 +159,40 @@ def _recorded(run: Path) -> dict[str, Any]:
     wanted |= {"reference_fingerprint"} | ({field.name for field in fields(kind)} if kind is not None else set())
     missing = sorted(wanted - recorded.keys())
     require(not missing, f"{run / CONFIGURATION_FILE} lacks {', '.join(missing)}; it was altered, or is of another version")
+    try:
+        part_from(_Recorded, recorded)
+        if kind is not None:
+            part_from(kind, recorded)
+    except UsageError as error:
+        raise UsageError(
+            f"{run / CONFIGURATION_FILE} cannot be used: {error}; it was altered, or is of another version"
+        ) from error
     return recorded
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What is read of a configuration beside the method's own choices, and what it may be."""
+
+    method: Literal["sft", "reward", "dpo", "ppo"]
+    model: str
+    model_folder: str | None
+    precision: Literal["auto", "float32", "bfloat16"]
+    lora_rank: int
+    max_length: int
+    overlong: Overlong
+    share_prompts: bool
+    comparison: Literal["bradley-terry", "plackett-luce", "ipo"] | None
+    reference_fingerprint: str | None
+
+    def __post_init__(self) -> None:
+        compared = self.method in ("reward", "dpo")
+        require(not compared or self.comparison is not None, f"comparison is None, where {self.method} needs one")
 
 
 def _choices(kind: Any, recorded: dict[str, Any]) -> Any:
     """A method's choices as the run recorded them."""
-    return kind(**{field.name: recorded[field.name] for field in fields(kind)})
+    return part_from(kind, recorded)
 
 
 def _reference(

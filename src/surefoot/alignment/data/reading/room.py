@@ -43,9 +43,15 @@ def check_room(path: Path, wanted: int, *, given: int | None = None) -> None:
 
 
 def counted(batches: Iterable[Any], path: Path) -> Iterator[Any]:
-    """Arrow's batches as they come, refused once all together do not fit."""
+    """Arrow's batches as they come, refused once all together do not fit; and where a damaged one would be read beyond its end.
+
+    Raises:
+        UsageError: they do not fit.
+        ArrowInvalid: a batch is damaged.
+    """
     given, held = room(), 0
     for batch in batches:
+        batch.validate(full=True)  # Arrow itself trusts the offsets in a file, and would follow them anywhere
         held += batch.nbytes + ROW * batch.num_rows
         check_room(path, held, given=given)
         yield batch

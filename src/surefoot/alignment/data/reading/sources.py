@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from surefoot.alignment.data.reading.files import READERS, Record, kind_of, read_file, reader_of
 from surefoot.alignment.data.reading.hub import choose_split, load_from_hub, load_saved
-from surefoot.alignment.data.reading.room import check_room
+from surefoot.alignment.data.reading.room import check_room, counted
 from surefoot.errors import UsageError
 
 if TYPE_CHECKING:
@@ -166,7 +166,13 @@ def _checksum(paths: list[Path]) -> str:
 
 def _from_dataset(dataset: Dataset, *, name: str) -> Source:
     """Rows of a `datasets` table, read as Arrow so that no image or sound is decoded."""
-    rows: list[Any] = [row for batch in dataset.with_format("arrow").iter(batch_size=1024) for row in batch.to_pylist()]
+    batches = counted(dataset.with_format("arrow").iter(batch_size=1024), Path(name))
+    try:
+        rows: list[Any] = [row for batch in batches for row in batch.to_pylist()]
+    except UsageError:
+        raise
+    except Exception as error:  # whatever damaged columns make of Python's types
+        raise UsageError(f"{name} is damaged: {' '.join(str(error).split())[:300]}") from error
     total = hashlib.sha256()
     for row in rows:
         total.update(json.dumps(row, sort_keys=True, default=repr).encode() + b"\n")
