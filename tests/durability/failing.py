@@ -173,6 +173,10 @@ def killed_while_made():
     os._exit(9)
 
 
+def hung_while_made():
+    time.sleep(1000)
+
+
 def no_environment():
     return 7
 

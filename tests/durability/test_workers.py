@@ -317,6 +317,7 @@ def test_an_environment_that_fails_over_and_over_stops_the_run(monkeypatch):
     [
         (f"{HERE}:unmade", UsageError, "unmade cannot be made: ValueError: no licence"),
         (f"{HERE}:killed_while_made", EnvironmentFault, "ended its process with exit status 9 while it was made"),
+        (f"{HERE}:hung_while_made", EnvironmentFault, "did not answer within 1 s while it was made"),
         (f"{HERE}:no_environment", UsageError, "returned int, and worker processes step a gymnasium.Env alone"),
         (partial(failing.Echo, threading.Lock()), UsageError, "partial cannot be sent to a worker process .TypeError"),
         ("NoSuch-v0", UsageError, "NoSuch-v0 cannot be made"),
@@ -324,7 +325,7 @@ def test_an_environment_that_fails_over_and_over_stops_the_run(monkeypatch):
 )
 def test_what_cannot_be_made_is_said(environment, error, words):
     with pytest.raises(error, match=words):
-        workers(environment, num_envs=1, count=1)
+        workers(environment, num_envs=1, count=1, limit=1.0)
 
 
 @pytest.mark.parametrize(

@@ -16,34 +16,42 @@ import gymnasium
 
 from surefoot.control.environments.making import make_single
 from surefoot.control.environments.workers.outcomes import Unusable, describe_exception, one_line, reset_checked, step_checked
+from surefoot.control.environments.workers.progress import NONE, Progress
 from surefoot.errors import UsageError
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, shown: int) -> None:
     """Do what comes over the connection until it ends.
 
-    First comes the environment and its name; then lists of (number, command, argument), each answered by itself and in order:
+    First comes the environment and its name; then lists of (number, command, argument), each answered by a list in its order:
 
     - ``make``: (``made``, observation space, action space);
     - ``begin`` with a seed: as ``make`` and ``reset``, the answer of the latter;
     - ``reset`` with a seed, or None to draw on: (``reset``, observation);
     - ``step`` with an action: (``step``, observation, reward, terminated, truncated);
     - any: (``failed``, what the environment did, traceback or None, whether it cannot be made at all).
+
+    Args:
+        descriptor: of the connection.
+        shown: of the file in which :class:`Progress` is shown.
     """
     os.set_inheritable(descriptor, False)
     _leave_signals_to_the_parent()
     _end_with_the_parent()
-    served = _Served()
+    served, progress = _Served(), Progress(shown)
     try:
         with Connection(descriptor) as connection, contextlib.suppress(EOFError, ConnectionError):
             served.described = connection.recv_bytes()
             while True:
+                answers = []
                 for number, command, argument in connection.recv():
-                    answer = served.answer(number, command, argument)
-                    if answer[0] == "made":  # spaces may be of classes that plain pickling cannot name
-                        connection.send_bytes(cloudpickle.dumps(answer))
-                    else:
-                        connection.send(answer)
+                    progress.begin(number)
+                    answers.append(served.answer(number, command, argument))
+                progress.begin(NONE)
+                if command == "make":  # spaces may be of classes that plain pickling cannot name
+                    connection.send_bytes(cloudpickle.dumps(answers))
+                else:
+                    connection.send(answers)
     finally:
         served.close()
 

@@ -226,13 +226,15 @@ class WorkerEnvironments(VectorEnv):
             if members:
                 worker.order([(i, *orders[i]) for i in members])
         for worker, members in busy:
-            for i in members:
-                try:
-                    answer = worker.answer()
-                except Gone as how:
-                    faults[i] = Fault(str(how))
-                    lost |= set(worker.members)
-                    break
+            if not members:
+                continue
+            try:
+                given = worker.answers()
+            except Gone as how:
+                faults[how.member] = Fault(str(how))
+                lost |= set(worker.members)
+                continue
+            for i, answer in zip(members, given, strict=True):
                 if answer[0] == "failed":
                     faults[i] = Fault(*answer[1:])
                 else:
