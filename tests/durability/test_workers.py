@@ -210,11 +210,15 @@ def test_workers_and_what_they_started_end_with_a_parent_that_is_killed(tmp_path
     assert len(processes) == 4
     assert all(map(running, processes))
     parent.kill()
-    parent.communicate()
+    parent.wait()
+    parent.stdout.close()
     deadline = time.monotonic() + 10
     while any(map(running, processes)) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not any(map(running, processes))
+    left = [process for process in processes if running(process)]
+    for process in left:
+        os.kill(int(process), signal.SIGKILL)
+    assert not left
 
 
 class Still:
