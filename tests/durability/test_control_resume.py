@@ -216,6 +216,16 @@ class Counted(ConstantReward):
 # What is refused
 
 
+def test_seeds_are_not_taken_away_by_hand(tmp_path):
+    train(configured("ppo on Gymnasium", tmp_path / "run", seeds=2), quiet=True)
+    path = tmp_path / "run" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seeds": 1}))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match=r"config.json says seeds 1, but .*run holds the runs of several; set it back"):
+        resume(tmp_path / "run", total_steps=2048, quiet=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_without_checkpoints_there_is_nothing_to_go_on_from(tmp_path):
     train(configured("ppo on JAX", tmp_path / "run", checkpoint_every=None), quiet=True)
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -232,6 +242,8 @@ def test_another_configuration_is_refused(whole, tmp_path):
     for name, value, words in (
         ("learning_rate", 0.5, "config.json says learning_rate 0.5, but the checkpoint at step 256 was written under 0.0003"),
         ("hidden_sizes", [4], r"config.json says hidden_sizes \[4\]"),
+        ("num_envs", 8, "config.json says num_envs 8, but the checkpoint at step 256 was written under 4"),
+        ("seeds", 2, "config.json says seeds 2, but .*copy holds the run of one seed; set it back"),
         ("learning_rat", 0.5, "there is no setting 'learning_rat'; did you mean learning_rate"),
         ("epochs", "two", "epochs is 'two', where a whole number is right"),
         ("max_kl", 0.1, "give either entropy_coefficient, of an objective, or max_kl, of a trust region"),

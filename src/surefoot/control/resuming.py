@@ -12,7 +12,7 @@ from surefoot.control.sources import Source
 from surefoot.control.standing import check
 from surefoot.errors import UsageError
 from surefoot.runs.checkpoints import Checkpoint, Checkpoints
-from surefoot.runs.directory import CONFIGURATION_FILE, SUMMARY_FILE, read_json
+from surefoot.runs.directory import CONFIGURATION_FILE, METRICS_FILE, SUMMARY_FILE, read_json
 
 RESULTS = ("algorithm", "env", "backend", "total_steps", "seconds", "startup_seconds", "mean_return", "run", "ended_early")
 """What the summary of a finished run has at least."""
@@ -94,6 +94,10 @@ def read_configuration(folder: Path) -> TrainConfiguration:
         raise UsageError(f"{folder} is one of several seeds; give the folder of all, {around}")
     if configuration.run.checkpoint_every is None:
         raise UsageError(f"{folder} keeps no checkpoints to go on from; train with --checkpoint-every")
+    seeds, single = configuration.run.seeds, (folder / METRICS_FILE).exists()
+    if single if seeds > 1 else any(folder.glob("seed-*")):
+        holds = "the run of one seed" if single else "the runs of several"
+        raise UsageError(f"{path} says seeds {seeds}, but {folder} holds {holds}; set it back")
     return configuration
 
 

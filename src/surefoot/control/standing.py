@@ -149,13 +149,6 @@ def check(checkpoint: Checkpoint, configuration: TrainConfiguration, seeds: int)
     for name, kind in kinds.items():
         if name not in state or not isinstance(state[name], kind) or isinstance(state[name], bool):
             raise UsageError(f"the checkpoint at step {checkpoint.step:,} is not one of a training run: it has no {name}")
-    counts = [*state["acted"], *state["skipped"], *state["restarts"]]
-    lengths = {len(state[name]) for name in ("acted", "skipped", "restarts", "metrics")}
-    whole = all(type(count) is int for count in counts) and all(
-        isinstance(m, dict) for m in (*state["metrics"], *state["resumed"])
-    )
-    if lengths != {seeds} or not whole or checkpoint.step != state["iteration"] * configuration.slots or state["iteration"] < 0:
-        raise UsageError(f"the checkpoint at step {checkpoint.step:,} is not one of this run, which has {seeds} seeds")
     before, now = state["configuration"], configuration.as_dict()
     steps = before.get("total_steps")
     shorter = type(steps) is not int or not 1 <= steps <= configuration.run.total_steps
@@ -165,6 +158,13 @@ def check(checkpoint: Checkpoint, configuration: TrainConfiguration, seeds: int)
                 f"config.json says {name} {now.get(name)}, but the checkpoint at step {checkpoint.step:,} was written under"
                 f" {before.get(name)}; set it back, or train anew in another folder"
             )
+    counts = [*state["acted"], *state["skipped"], *state["restarts"]]
+    lengths = {len(state[name]) for name in ("acted", "skipped", "restarts", "metrics")}
+    whole = all(type(count) is int for count in counts) and all(
+        isinstance(m, dict) for m in (*state["metrics"], *state["resumed"])
+    )
+    if lengths != {seeds} or not whole or checkpoint.step != state["iteration"] * configuration.slots or state["iteration"] < 0:
+        raise UsageError(f"the checkpoint at step {checkpoint.step:,} is not one of this run: its counts do not fit")
     notices = _longer(replace(configuration, run=replace(configuration.run, total_steps=steps)), configuration)
     versions = {str(name): str(version) for name, version in state["computed_with"].items()}
     if changes := changed_versions(versions, computed_with()):

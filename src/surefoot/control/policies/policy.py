@@ -148,7 +148,10 @@ def load_policy(run: str | Path) -> Policy:
         if seeds := sorted(p.parent.name for p in run.glob(f"seed-*/{POLICY_FOLDER}")):
             raise UsageError(f"{run} holds several seeds; give the folder of one, such as {run / seeds[0]}")
         if (run / CONFIGURATION_FILE).exists():
-            raise UsageError(f"{run} holds a run without a policy: it was stopped before its first update was saved")
+            raise UsageError(
+                f"{run} holds a run without a policy, which is written when a run ends: go on with it (`surefoot resume {run}`, where"
+                " it keeps checkpoints), or train anew"
+            )
         raise UsageError(f"{run} is not a run: there is no {path}; give the folder that `surefoot train` printed")
     try:
         with safe_open(path, framework="numpy") as file:
