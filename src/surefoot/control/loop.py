@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from surefoot.control.configuration import TrainConfiguration
+from surefoot.control.durability.keeping import Keeper, describe_failure
+from surefoot.control.durability.resuming import Start
+from surefoot.control.durability.standing import Standing, restore
 from surefoot.control.environments.functional import FunctionalEnvironment
 from surefoot.control.environments.pool import Pool
 from surefoot.control.environments.select import Selection
@@ -19,13 +22,10 @@ from surefoot.control.iterations.common import Iteration, Outcome
 from surefoot.control.iterations.fused import FusedIteration
 from surefoot.control.iterations.recorded import RecordedIteration
 from surefoot.control.iterations.split import SplitIteration
-from surefoot.control.keeping import Keeper, describe_failure
 from surefoot.control.policies.policy import Policy
 from surefoot.control.policies.spaces import Spaces, describe_spaces
 from surefoot.control.recorded.source import RecordedSource
-from surefoot.control.resuming import Start
 from surefoot.control.sources import Source
-from surefoot.control.standing import Standing, restore
 from surefoot.control.update.state import Learner, Schedule, schedule_at
 from surefoot.errors import EnvironmentFault, RunError, UsageError
 from surefoot.runs.checkpoints import Checkpoints

@@ -11,12 +11,12 @@ import numpy as np
 
 from surefoot.control.compilation import use_persistent_cache
 from surefoot.control.configuration import TrainConfiguration
+from surefoot.control.durability.resuming import backend_of, check_source, find_start, finished_before, read_configuration
 from surefoot.control.environments.functional import FunctionalEnvironment
 from surefoot.control.environments.host import HostEnvironments
 from surefoot.control.environments.making import Environment, environment_name
 from surefoot.control.environments.select import Selection
 from surefoot.control.loop import train_seeds
-from surefoot.control.resuming import backend_of, check_source, find_start, finished_before, read_configuration
 from surefoot.control.sources import Source, open_source
 from surefoot.errors import UsageError
 from surefoot.runs.directory import CONFIGURATION_FILE, SUMMARY_FILE, create_run_folder, write_json

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from surefoot.control.configuration import TrainConfiguration
+from surefoot.control.durability.standing import Standing, checkpoint_of
 from surefoot.control.environments.workers.vector import Restarts
 from surefoot.control.iterations.common import Iteration
-from surefoot.control.standing import Standing, checkpoint_of
 from surefoot.errors import EnvironmentFault, RunError
 from surefoot.runs.cadence import Cadence
 from surefoot.runs.checkpoints import Checkpoint, Checkpoints

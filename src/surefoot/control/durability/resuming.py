@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from surefoot.control.configuration import Backend, TrainConfiguration
+from surefoot.control.durability.standing import check
 from surefoot.control.environments.making import Environment, names_callable
 from surefoot.control.sources import Source
-from surefoot.control.standing import check
 from surefoot.errors import UsageError
 from surefoot.runs.checkpoints import Checkpoint, Checkpoints
 from surefoot.runs.directory import CONFIGURATION_FILE, METRICS_FILE, SUMMARY_FILE, read_json
