@@ -266,6 +266,7 @@ class OfflineRun:
     def evaluate(self, examples: list[Example]) -> Metrics:
         """Loss and metrics of examples, as means over all of them."""
         model = self.learner.model
+        self.learner.method.likelihood.forget_positions()
         model.eval()
         try:
             metrics = evaluate_examples(self.learner.method, examples, batch_size=self.training.batch_size)
