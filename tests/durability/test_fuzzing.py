@@ -16,8 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import ipc, parquet
 
+from surefoot.alignment.training import align
 from surefoot.control.policies.policy import load_policy
+from surefoot.control.recorded.record import record
 from tests.alignment.models.tiny import save_language_model
+from tests.durability.alignment_runs import material, settings
 from tests.durability.fuzzing import damaged, fuzz, json_values, mutated, outcome
 from tests.durability.test_safe_files import write_policy
 
@@ -254,3 +257,82 @@ def test_damaged_bytes_of_policies(data, tmp_path, capsys):
 
 def test_a_policy_that_is_whole_is_accepted(tmp_path, capsys):
     assert outcome(capsys, "evaluate", write_policy(tmp_path), "--episodes", "1", "--quiet")[0] == 0
+
+
+@fuzz(25)
+@given(data=st.data(), name=st.sampled_from(["config.json", "generation_config.json", "model.safetensors"]))
+def test_models_with_anything_in_them(data, name, model, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder, dirs_exist_ok=True)
+    content = (model / name).read_bytes()
+    header = int.from_bytes(content[:8], "little") + 8
+    changes = damaged(content[:header]).map(lambda start: start + content[header:])
+    if name.endswith("json"):
+        changes = mutated(json.loads(content)).map(lambda value: json.dumps(value).encode())
+    (folder / name).write_bytes(data.draw(changes))
+    outcome(capsys, "generate", folder, "--prompt", "a", "--longest", "2", "--json", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of DPO, and what evaluating it says."""
+    folder = material(tmp_path_factory.mktemp("trained"))
+    align(settings("dpo", folder, folder / "run", training__epochs=1), quiet=True)
+    return folder
+
+
+@fuzz(20)
+@given(data=st.data())
+def test_configurations_of_runs_that_are_evaluated(data, trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    if not run.exists():
+        shutil.copytree(trained / "run", run)
+    config = json.loads((trained / "run" / "config.json").read_text())
+    read = [
+        "method",
+        "precision",
+        "lora_rank",
+        "max_length",
+        "overlong",
+        "share_prompts",
+        "model",
+        "model_folder",
+        "comparison",
+    ]
+    read += [
+        "reference_fingerprint",
+        "beta",
+        "objective",
+        "label_smoothing",
+        "ranking_top",
+        "supervised_weight",
+        "trust_remote_code",
+    ]
+    key = data.draw(st.sampled_from(read))
+    changed = config | {key: data.draw(json_values)} if data.draw(st.booleans()) else data.draw(mutated(config))
+    (run / "config.json").write_text(json.dumps(changed))
+    status, printed = outcome(capsys, "evaluate", run, "--data", trained / "others.jsonl", "--json", "--quiet")
+    if status == 0:
+        assert json.loads(printed)["method"] == changed["method"]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    pytest.importorskip("minari")
+    folder = tmp_path_factory.mktemp("recorded")
+    record(write_policy(folder / "run"), folder / "data-v0", episodes=3)
+    return folder
+
+
+@fuzz(25)
+@given(data=st.data(), name=st.sampled_from(["metadata.json", "main_data.hdf5"]))
+def test_recorded_data_with_anything_in_them(data, name, recorded, tmp_path, capsys):
+    shutil.copytree(recorded / "data-v0", tmp_path / "data-v0", dirs_exist_ok=True)
+    content = (recorded / "data-v0" / "data" / name).read_bytes()
+    changes = (
+        mutated(json.loads(content)).map(lambda value: json.dumps(value).encode())
+        if name.endswith("json")
+        else damaged(content)
+    )
+    (tmp_path / "data-v0" / "data" / name).write_bytes(data.draw(changes))
+    outcome(capsys, "evaluate", recorded / "run", "--from-data", tmp_path / "data-v0", "--accept-small-sample", "--quiet")

@@ -191,7 +191,7 @@ def test_weights_that_are_not_finite_are_an_error(llama):
 def test_a_torn_file_is_an_error(llama):
     content = (llama / "model.safetensors").read_bytes()
     (llama / "model.safetensors").write_bytes(content[: len(content) // 2])
-    refused(llama, "allow it with --trust-remote-code")
+    refused(llama, "cannot be loaded: ")
 
 
 def test_folders_that_hold_no_model_are_refused(tmp_path, llama):

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from surefoot.alignment.models.configuration import ModelConfiguration
-from surefoot.alignment.models.strangers import check_json_sizes, check_model_files, check_size
+from surefoot.alignment.models.strangers import check_model_files, check_settings, check_size
 from surefoot.errors import UsageError
 from surefoot.runs.directory import read_json
 
@@ -66,7 +66,7 @@ def read_configuration(folder: Path, configuration: ModelConfiguration) -> Pretr
     model = configuration.model
     if not (folder / "config.json").is_file():
         raise UsageError(f"--model {model} holds no config.json; give the folder that a model was saved in")
-    check_json_sizes(folder, model)
+    check_settings(folder, model)
     if not any(folder.glob("*.safetensors")):
         if any(folder.glob("pytorch_model*.bin")):
             raise UsageError(

@@ -258,6 +258,13 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
             f"--model {configuration.model}: its embedding has {rows} rows, and its tokenizer ids up to {largest};"
             " give the tokenizer that the model was trained with"
         )
+    for settings in (model.config, getattr(model, "generation_config", None)):
+        named = getattr(settings, "eos_token_id", None)
+        for end in named if isinstance(named, list) else [] if named is None else [named]:
+            if type(end) is not int or not 0 <= end < rows:
+                raise UsageError(
+                    f"--model {configuration.model}: its settings name {end!r} as a token that ends, which is no id of it"
+                )
 
 
 def _check_causal(model: PreTrainedModel, name: str) -> None:

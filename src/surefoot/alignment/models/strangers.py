@@ -21,27 +21,33 @@ LARGEST_VOCABULARY = 1 << 29
 VOCABULARIES = ("tokenizer.json", "tekken.json", "vocab.json")
 SPARE = 1 << 26
 """Numbers that a model may have beside those in its files: a head that is new, masks, frequencies."""
+LARGEST_COUNT = 1 << 20
+"""Of labels: transformers gives each a name."""
 MERGED = ("LORA", "ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "VERA", "HRA", "FOURIERFT")
 """Kinds of adapters that are nothing but weights, and that PEFT merges."""
 
 
-def check_json_sizes(folder: Path, name: str) -> None:
-    """Refuse JSON files that would fill the memory before anything in them is looked at.
+def check_settings(folder: Path, name: str) -> None:
+    """Refuse JSON files that would fill the memory, weights that config.json finds elsewhere, and kernels that would be fetched and run.
+
+    Both a model and its tokenizer are read by what config.json says.
 
     Raises:
-        UsageError: one is too large.
+        UsageError: a file is too large, or says such a thing.
     """
     for file in (*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("vocab*"), *folder.glob("merges*")):
         largest = LARGEST_VOCABULARY if file.name in VOCABULARIES or file.suffix == ".txt" else LARGEST_JSON
         if file.is_file() and file.stat().st_size > largest:
             raise UsageError(f"--model {name}: {file.name} has {file.stat().st_size:,} bytes, and may have {largest:,}")
+    if (folder / "config.json").is_file():
+        _check_configuration(read_json(folder / "config.json"), name)
 
 
 def check_model_files(folder: Path, name: str) -> None:
-    """Refuse weights in other places than the folder's own safetensors files, and kernels that would be fetched and run.
+    """Refuse weights in other places than the folder's own safetensors files.
 
     Raises:
-        UsageError: a file names them.
+        UsageError: a list of weights names them.
     """
     for index in folder.glob("*.index.json"):
         places = read_json(index).get("weight_map")
@@ -50,13 +56,6 @@ def check_model_files(folder: Path, name: str) -> None:
         for place in {str(place) for place in places.values()}:
             if Path(place).name != place or not place.endswith(".safetensors") or not (folder / place).is_file():
                 raise UsageError(f"--model {name}: {index.name} names {place!r}, which is no safetensors file of that folder")
-    for key, value in _settings(read_json(folder / "config.json")):
-        if key == "transformers_weights":
-            raise UsageError(
-                f"--model {name}: config.json names a file of weights of its own, {value!r}; call it model.safetensors"
-            )
-        if key.endswith("_implementation") and "/" in str(value):
-            raise UsageError(f"--model {name}: config.json asks for {value!r}, code from the hub; take {key} out of it")
 
 
 def check_size(folder: Path, config: PretrainedConfig) -> None:
@@ -79,9 +78,9 @@ def check_size(folder: Path, config: PretrainedConfig) -> None:
             for key in opened.keys():  # noqa: SIM118 (not a dict)
                 shape = opened.get_slice(key).get_shape()
                 numbers, tensors = numbers + torch.Size(shape).numel(), tensors + 1
-    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    if isinstance(layers, int) and layers > tensors:
-        raise ValueError(f"config.json describes {layers:,} layers, and the files hold {tensors:,} weights in all")
+    layers: Any = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if not isinstance(layers, int) or not 0 <= layers <= tensors:
+        raise ValueError(f"config.json describes {layers!r} layers, and the files hold {tensors:,} weights in all")
     for key, value in _settings(config.to_dict()):
         if isinstance(value, int) and value > numbers and ("layer" in key or "expert" in key):
             raise ValueError(f"config.json says {key} {value:,}, and the files hold {numbers:,} numbers in all")
@@ -107,7 +106,7 @@ def check_adapter(folder: Path, name: str, weights: str) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    check_json_sizes(folder, name)
+    check_settings(folder, name)
     settings = read_json(folder / "adapter_config.json")
     kind = settings.get("peft_type")
     if kind not in MERGED:
@@ -133,6 +132,21 @@ def check_adapter(folder: Path, name: str, weights: str) -> None:
         )
     if settings.get("layer_replication"):
         raise UsageError(f"--model {name} is an adapter that copies layers of its base model, which cannot be merged")
+
+
+def _check_configuration(config: dict[str, Any], name: str) -> None:
+    saved_by = config.get("architectures") or []
+    if not isinstance(saved_by, list) or not all(isinstance(kind, str) for kind in saved_by):
+        raise UsageError(f"--model {name}: config.json names no classes as its architectures, but {saved_by!r}")
+    if not isinstance(labels := config.get("num_labels", 1), int) or labels > LARGEST_COUNT:
+        raise UsageError(f"--model {name}: config.json says num_labels {labels!r}; a reward model has one")
+    for key, value in _settings(config):
+        if key == "transformers_weights":
+            raise UsageError(
+                f"--model {name}: config.json names a file of weights of its own, {value!r}; call it model.safetensors"
+            )
+        if key.endswith("_implementation") and "/" in str(value):
+            raise UsageError(f"--model {name}: config.json asks for {value!r}, code from the hub; take {key} out of it")
 
 
 def _settings(value: Any) -> Iterator[tuple[str, Any]]:

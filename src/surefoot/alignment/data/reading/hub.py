@@ -141,4 +141,4 @@ def _datasets() -> Any:
 
 
 def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")[:300]
+    return " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__

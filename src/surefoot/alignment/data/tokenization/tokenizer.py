@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surefoot.alignment.data.reading.hub import hub_or_cache
-from surefoot.alignment.models.strangers import check_json_sizes
+from surefoot.alignment.models.strangers import check_settings
 from surefoot.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
     if folder and not trust_remote_code and not any(_holds_vocabulary(path) for path in Path(model).iterdir()):
         raise UsageError(f"{model} holds no tokenizer; a model's folder has one in tokenizer.json")
     if folder:
-        check_json_sizes(Path(model), model)
+        check_settings(Path(model), model)
     with nullcontext(True) if folder else hub_or_cache() as reachable:
         try:
             with quiet():
@@ -71,4 +71,4 @@ def _holds_vocabulary(path: Path) -> bool:
 
 
 def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".")
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
