@@ -154,6 +154,17 @@ class EndlessWalk(Walk):
     length = 1_000_000
 
 
+class BadReset(Echo):
+    """Its third reset gives no observation of its space."""
+
+    resets = 0
+
+    def reset(self, **options):
+        self.resets += 1
+        observation, info = super().reset(**options)
+        return (observation[:3] if self.resets == 3 else observation), info
+
+
 class Stuck(Echo):
     """Hangs in C code that lets no other thread of Python run, with a child process beside it."""
 

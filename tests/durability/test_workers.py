@@ -151,6 +151,21 @@ def test_a_failure_stops_the_run_with_a_sentence_and_a_file_that_fails_again(tmp
         replay(path)
 
 
+def test_a_reset_that_fails_is_named_and_replayed(tmp_path):
+    vector = workers(f"{HERE}:BadReset", num_envs=1, count=1)
+    try:
+        vector.reset(seed=11)
+        said = r"seed 11, episode 3, its reset. returned an observation of shape .3,."
+        with pytest.raises(EnvironmentFault, match=said) as fault:
+            [vector.step(np.ones(1, int)) for _ in range(20)]
+    finally:
+        vector.close()
+    fault.value.failure.write(tmp_path)
+    again = replay(tmp_path / "failed" / "environment-0.json", environment=failing.BadReset)
+    assert again.failed
+    assert again.sentence.startswith("at the reset of episode 3 it returned an observation of shape (3,)")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_signals_are_the_parents_to_answer(number):
     vector = workers(f"{HERE}:Ordered", num_envs=2, count=1)

@@ -83,12 +83,12 @@ def replay(path: str | Path, environment: Environment | None = None, *, say: Cal
                     " not depend on its seed and actions alone"
                 )
     except Unusable as error:
-        return Replayed(number == last, f"at {_where(done, ends)} it {error}")
+        return Replayed(number == last, f"at {_where(command, done, ends)} it {error}")
     except (RunError, UsageError):
         raise
     except Exception as error:
         say(traceback.format_exc().rstrip())
-        return Replayed(number == last, f"at {_where(done, ends)} it {describe_exception(error)}")
+        return Replayed(number == last, f"at {_where(command, done, ends)} it {describe_exception(error)}")
     finally:
         made.close()
     return Replayed(False, "it did not fail")
@@ -109,7 +109,10 @@ def _steps(actions: list[Any], ends: list[int], dtype: np.dtype) -> list[tuple[s
     return steps
 
 
-def _where(done: int, ends: list[int]) -> str:
+def _where(command: str, done: int, ends: list[int]) -> str:
+    """Where a replay is: in a reset, or in its last action of ``done``."""
+    if command == "reset":
+        return f"the reset of episode {sum(end <= done for end in ends) + 1}"
     before = [end for end in ends if end < done]
     return f"step {done - (before[-1] if before else 0)} of episode {len(before) + 1}"
 
