@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gymnasium
@@ -9,6 +10,8 @@ import numpy as np
 
 LONGEST = 500
 """Characters of an exception's message that are passed on."""
+
+LARGEST = float(np.finfo(np.float32).max)
 
 Step = tuple[np.ndarray, float, bool, bool]
 """Observation, reward, terminated, truncated."""
@@ -72,6 +75,8 @@ def _observation(value: Any, space: gymnasium.Space) -> np.ndarray:
     # What Gymnasium's vector environments take over without a word: float64 for float32, but no float for an integer.
     if not np.can_cast(array.dtype, space.dtype, "same_kind"):
         raise Unusable(f"returned an observation of dtype {array.dtype}, where its space has {space.dtype}")
+    if array.dtype == np.float32 == space.dtype and math.isfinite(array.sum(dtype=np.float64)):
+        return array  # nearly always; one sum is cheaper than a look at every number
     with np.errstate(over="ignore"):
         converted = array.astype(space.dtype, copy=False)
     finite = _finite(converted)
@@ -83,6 +88,8 @@ def _observation(value: Any, space: gymnasium.Space) -> np.ndarray:
 
 
 def _reward(value: Any) -> float:
+    if type(value) is float and abs(value) < LARGEST:
+        return value
     try:
         array = np.asarray(value, float)
     except (TypeError, ValueError) as error:
@@ -95,6 +102,8 @@ def _reward(value: Any) -> float:
 
 
 def _flag(value: Any, name: str) -> bool:
+    if value is True or value is False:
+        return value
     array = np.asarray(value)
     if array.size != 1 or array.item() not in (0, 1):
         raise Unusable(f"returned {_described(value)} for {name}, where True or False is right")
