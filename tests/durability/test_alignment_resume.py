@@ -168,32 +168,32 @@ def test_dropout_of_the_model_itself_draws_the_same_after_a_stop(tmp_path, monke
     assert lines(tmp_path / "whole")[0]["loss"] != lines(tmp_path / "without")[0]["loss"]
 
 
-@pytest.fixture
-def changing(folder):
-    """A model whose rotary frequencies follow the longest sequence that it has seen."""
+def with_positions_that_change(folder, *, shortest):
+    """A model whose rotary frequencies follow the longest sequence that it has seen, until one has fewer than eight tokens."""
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     save_language_model(folder / "model", max_position_embeddings=8, rope_parameters=rope)
     for name in ("pairs.jsonl", "others.jsonl"):
         rows = [json.loads(line) for line in (folder / name).read_text().splitlines()]
         for i, row in enumerate(rows):
-            row["chosen"] += " a b c" * (1 + i % 4)  # all are longer than the frequencies were made for
+            row["chosen"] += " a b c" * (shortest + i % 4)
         write(folder / name, rows)
-    return folder
 
 
-def test_positions_that_depend_on_the_batch_are_those_of_the_update_after_a_stop_too(changing, tmp_path, monkeypatch):
+def test_positions_that_depend_on_the_batch_are_those_of_the_update_after_a_stop_too(folder, tmp_path, monkeypatch):
+    with_positions_that_change(folder, shortest=0)
     choices = {"training__batch_size": 1, "training__epochs": 2, "objective__live_reference": True}
-    align(settings("dpo", changing, tmp_path / "whole", **choices), quiet=True)
+    align(settings("dpo", folder, tmp_path / "whole", **choices), quiet=True)
     for line in range(3, 18, 4):
-        stopped = crashed(settings("dpo", changing, tmp_path / f"after-{line}", **choices), line, monkeypatch)
+        stopped = crashed(settings("dpo", folder, tmp_path / f"after-{line}", **choices), line, monkeypatch)
         resume(stopped)
         assert_the_same(tmp_path / "whole", stopped)
 
 
-def test_the_end_alone_can_be_done_again(changing, tmp_path):
+def test_the_end_alone_can_be_done_again(folder, tmp_path):
     """Killed after its last checkpoint, while the model was saved; the best one is evaluated once more."""
-    choices = {"training__eval_data": str(changing / "others.jsonl"), "training__patience": 2, "training__learning_rate": 0.1}
-    align(settings("sft", changing, tmp_path / "run", **choices, training__batch_size=2, training__epochs=9), quiet=True)
+    with_positions_that_change(folder, shortest=1)
+    choices = {"training__eval_data": str(folder / "others.jsonl"), "training__patience": 2, "training__learning_rate": 0.1}
+    align(settings("sft", folder, tmp_path / "run", **choices, training__batch_size=2, training__epochs=9), quiet=True)
     shutil.copytree(tmp_path / "run", tmp_path / "killed")
     shutil.rmtree(tmp_path / "killed" / "model")
     (tmp_path / "killed" / "summary.json").unlink()
