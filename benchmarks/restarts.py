@@ -3,7 +3,7 @@
     python benchmarks/restarts.py             # both
     python benchmarks/restarts.py speed
 
-Speed: how long one restart takes, and its share of the time of a million steps, the default grid. Learning: training with a grid of a
+Speed: how long one restart takes, and its share of the time with the default grid. Learning: training with a grid of a
 twentieth of the run, and without any, over the same seeds. Writes benchmarks/results/restarts.json.
 """
 
@@ -24,7 +24,6 @@ from surefoot.control.environments.select import select_environments
 from surefoot.control.loop import make_iteration
 from surefoot.runs.statistics import summarize_seeds
 
-DEFAULT = 1_000_000
 SPEED = [
     ("ppo", "CartPole-v1", "envpool", {}),
     ("ppo", "HalfCheetah-v5", "envpool", {}),
@@ -38,7 +37,7 @@ REPEATS = 5
 
 
 def cost(algorithm: str, env: str, backend: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of a restart, and of a million steps at the speed of a few reports."""
+    """Seconds of a restart, and their share of the time from one to the next at the speed of a few reports."""
     configuration = configuration_for(algorithm, env, backend=backend, **options)
     run = configuration.run
     source = select_environments(env, backend=backend, num_envs=run.num_envs, seed=0)
@@ -58,13 +57,15 @@ def cost(algorithm: str, env: str, backend: Any, options: dict[str, Any]) -> dic
         restarts.append(time.perf_counter() - began)
     iteration.close()
     median = statistics.median(restarts)
-    share = median / (DEFAULT / rate + median)
+    grid = configuration.restart_grid * configuration.slots
+    share = median / (grid / rate + median)
     return {
         "algorithm": algorithm,
         "env": env,
         "backend": backend,
         "steps_per_second": round(rate),
         "restart_seconds": round(median, 4),
+        "default_grid": grid,
         "share_of_the_default_grid": round(share, 5),
     }
 

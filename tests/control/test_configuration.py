@@ -122,3 +122,12 @@ def test_a_longer_run_that_reports_otherwise_begins_afresh_all_the_same(first):
     begun = [n for n in range(first, first + 4000, together) if configuration.restarts_at(n)]
     assert len({n // grid for n in begun}) == len(begun)
     assert abs(len(begun) - 4000 / grid) <= 1
+
+
+def test_the_default_grid_is_coarser_where_a_beginning_compiles_everything_again():
+    """Whatever the length of the run, which `resume` may raise."""
+    for algorithm, steps in (("ppo", 1_000_000), ("trpo", 1_000_000), ("a2c", 10_000_000), ("actor-critic", 10_000_000)):
+        for total in (64, 20_000_000):
+            configuration = configuration_for(algorithm, "Other-v0", total_steps=total)
+            covered = configuration.restart_grid * configuration.slots
+            assert steps <= covered < steps + configuration.slots * configuration.rollouts_per_report

@@ -57,7 +57,7 @@ def _check_options(configuration: TrainConfiguration, spaces: Spaces, *, whole: 
     run = configuration.run
     if spaces.action.kind != "box" and configuration.network.initial_log_std != 0:
         raise UsageError(f"--initial-log-std would do nothing: {run.env} has {spaces.action.kind} actions; leave it out")
-    if whole and run.restart_every != type(run).restart_every:
+    if whole and run.restart_every is not None:
         raise UsageError(
             f"--restart-every would do nothing: {run.env} is a pure-JAX environment, whose state is saved whole; leave it out"
         )

@@ -49,6 +49,9 @@ __all__ = [
 
 SLOTS_PER_REPORT = 2048
 """Algorithms that take one cheap step per rollout put rollouts together into reports of about this many steps."""
+RESTART_EVERY, RESTART_EVERY_SHORT = 1_000_000, 10_000_000
+"""Environment steps from one beginning of EnvPool's or Gymnasium's environments to the next, and the same where rollouts are short:
+with EnvPool a beginning then compiles the whole program again, which takes as long as some hundred thousand steps."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +127,17 @@ class TrainConfiguration:
     @property
     def rollouts_per_report(self) -> int:
         """How many rollouts one report, and one call of a compiled program, covers."""
-        most = SLOTS_PER_REPORT // self.slots
-        if self.passes is not None or most < 2:
+        if not self._short_rollouts:
             return 1
         wanted = math.ceil(self.run.total_steps / self.slots)
-        most = min(most, wanted)
+        most = min(SLOTS_PER_REPORT // self.slots, wanted)
         # Reports are whole: of the sizes near the wanted one, that which overshoots the run's end least, then the largest.
         return min(range(most, most // 2, -1), key=lambda size: (-wanted % size, -size))
+
+    @property
+    def _short_rollouts(self) -> bool:
+        """Whether several rollouts, with their updates, are one program."""
+        return self.passes is None and SLOTS_PER_REPORT // self.slots >= 2
 
     @property
     def iterations(self) -> int:
@@ -141,8 +148,10 @@ class TrainConfiguration:
     @property
     def restart_grid(self) -> int:
         """Iterations from one beginning of environments whose state cannot be saved to the next; 0 for never again."""
-        together = self.rollouts_per_report
-        return math.ceil(self.run.restart_every / (self.slots * together)) * together
+        together, every = self.rollouts_per_report, self.run.restart_every
+        if every is None:
+            every = RESTART_EVERY_SHORT if self._short_rollouts else RESTART_EVERY
+        return math.ceil(every / (self.slots * together)) * together
 
     def restarts_at(self, iteration: int) -> bool:
         """Whether environments whose state cannot be saved begin afresh with a report that begins with this iteration."""

@@ -49,9 +49,10 @@ class RunConfiguration:
     minutes (10m), and at the end. Without it nothing is kept."""
     keep_checkpoints: int = 2
     """How many of the last checkpoints to keep; the best, and the last exact one, are kept besides."""
-    restart_every: int = 1_000_000
+    restart_every: int | None = None
     """Environments whose state cannot be saved (all but pure-JAX ones) are begun afresh every so many environment steps, rounded
-    up to whole reports: the checkpoints there are exact, those between are not. 0 never does."""
+    up to whole reports: the checkpoints there are exact, those between are not. 0 never does. By default a million, and ten
+    million for algorithms of short rollouts (a2c, actor-critic), whose programs are then compiled again."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What happens to an update with a gradient or parameters that are not finite: stop ends the run; skip leaves it out, and
     update/skipped counts."""
@@ -70,7 +71,7 @@ class RunConfiguration:
         for name in ("total_steps", "num_envs", "rollout_length", "seeds", "keep_checkpoints"):
             value = getattr(self, name)
             require(value >= 1, f"--{name.replace('_', '-')} must be at least 1, but is {value}")
-        require(self.restart_every >= 0, f"--restart-every must be at least 0, but is {self.restart_every}")
+        require((self.restart_every or 0) >= 0, f"--restart-every must be at least 0, but is {self.restart_every}")
         Cadence.parse(self.checkpoint_every)
         self._check_workers()
         last = self.seed + self.seeds - 1
