@@ -9,6 +9,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from surefoot.cli import main
 from surefoot.control.environments.host import HostEnvironments, NameFaults
 from surefoot.control.environments.outputs import WrongOutput, checked_reset, checked_step
 from surefoot.control.environments.select import select_environments
@@ -239,3 +240,18 @@ def test_sound_environments_are_stepped_as_without_the_check():
     for _ in range(60):
         for one, other in zip(plain.step(np.array([1])), checked.step(np.array([1])), strict=True):
             np.testing.assert_equal(one, other)
+
+
+def gone_mad():
+    environment = GoesMad()
+    environment.third = (np.zeros(1), "1.0", False, False, {})
+    return environment
+
+
+def test_on_the_command_line_it_is_one_sentence_and_status_1(tmp_path, capsys):
+    command = "train ppo --env tests.control.test_outputs:gone_mad --num-envs 2 --rollout-length 8 --minibatch-size 8 --hidden-sizes 4"
+    assert main([*command.split(), "--total-steps", "64", "--quiet", "--out", str(tmp_path / "run")]) == 1
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert "environment 0 of tests.control.test_outputs:gone_mad returned a reward that is str" in sentence
+    assert "at its step 3, with action" in sentence
+    assert not (tmp_path / "run" / "metrics.jsonl").read_text(), "nothing was learnt from it"
