@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 import os
 import platform
@@ -68,6 +70,12 @@ def compile_all(programs: dict[str, Lowered]) -> dict[str, Compiled]:
     with ThreadPoolExecutor(2) as threads:
         futures = {name: threads.submit(program.compile) for name, program in programs.items()}
         return {name: future.result() for name, future in futures.items()}
+
+
+def give_back_memory() -> None:
+    """Return to the system what compiling took and let go of: glibc keeps it in pieces, and takes more for the next program."""
+    with contextlib.suppress(OSError, AttributeError):  # other systems have no such call, and other allocators
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def forget(function_name: str) -> None:

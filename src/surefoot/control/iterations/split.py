@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.stages import Compiled, Lowered
 
-from surefoot.control.compilation import compile_all, forget
+from surefoot.control.compilation import compile_all, forget, give_back_memory
 from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.environments.host import HostEnvironments
 from surefoot.control.environments.pool import Pool
@@ -222,6 +222,8 @@ class SplitIteration:
         self._close_environments()
         self.learner = cut_episodes(self.learner)
         self._begin(make(), number, {})
+        if isinstance(self._environments, Pool):
+            give_back_memory()
 
     def state(self) -> dict[str, np.ndarray]:
         """See :class:`Iteration`."""
