@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from surefoot.alignment import offline
+from surefoot.alignment.learning import offline
 from surefoot.alignment.rlhf import online
 from surefoot.alignment.training import align
 from surefoot.control.environments.select import select_environments
