@@ -9,6 +9,7 @@ import signal
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -134,6 +135,36 @@ def test_checkpoints_change_nothing(folder, tmp_path):
         assert weights[0] == weights[1]
         assert not (tmp_path / f"{method}-without" / "checkpoints").exists()
         assert not (tmp_path / f"{method}-without" / "start").exists()
+
+
+def test_the_best_is_kept_without_patience_too(folder, tmp_path, monkeypatch):
+    """By the loss on held-out data, wherever that was lowest; by a stop nothing of it changes."""
+    choices = {
+        "training__eval_data": str(folder / "others.jsonl"),
+        "training__learning_rate": 0.1,
+        "training__evaluate_every": 1,
+        "training__epochs": 6,
+    }
+    choices |= {"training__keep_checkpoints": 1, "training__checkpoint_every": "100"}
+    whole = align(settings("sft", folder, tmp_path / "whole", **choices), quiet=True)
+    losses = [line["evaluation/loss"] for line in lines(tmp_path / "whole")]
+    best = int(np.argmin(losses)) + 1
+    assert best < whole["updates"]
+    assert whole["best_update"] is None, "the model is the last one"
+    assert Checkpoints(tmp_path / "whole").steps() == [best, whole["updates"]]
+    run = crashed(settings("sft", folder, tmp_path / "run", **choices), best + 1, monkeypatch)
+    resume(run)
+    assert Checkpoints(run).steps() == [best, whole["updates"]]
+
+
+def test_the_best_of_answers_that_are_sampled_is_by_the_return_of_ten_iterations(folder, tmp_path):
+    choices = {"training__keep_checkpoints": 1, "training__checkpoint_every": "1", "training__learning_rate": 0.05}
+    align(settings("ppo", folder, tmp_path / "run", training__epochs=8, **choices), quiet=True)
+    returns = [line["return"] for line in lines(tmp_path / "run")]
+    means = [np.mean(returns[max(0, i - 9) : i + 1]) for i in range(len(returns))]
+    best = int(np.argmax(means)) + 1
+    assert 1 < best < len(means)
+    assert Checkpoints(tmp_path / "run").steps() == [best, len(means)]
 
 
 def test_patience_keeps_count_over_a_stop_and_the_best_weights_survive(folder, tmp_path, monkeypatch):

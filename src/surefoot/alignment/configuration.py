@@ -64,7 +64,8 @@ class TrainingConfiguration:
     """Keep everything that the run carries, so that `surefoot resume` can go on: every so many updates (500; with ppo, iterations), or
     minutes (10m), and at the end. The model as it was at the start is kept too. Without it nothing is."""
     keep_checkpoints: int = 2
-    """How many of the last checkpoints to keep; with --patience the best is kept besides."""
+    """How many of the last checkpoints to keep. The best is kept besides: by the loss on --eval-data, or with ppo by the mean return
+    of the last ten iterations."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What happens to an update whose loss, gradient or reward is not finite: stop ends the run; skip leaves it out, and the metric
     skipped counts."""

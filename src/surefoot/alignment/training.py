@@ -79,8 +79,13 @@ class Run(Protocol):
         ...
 
     @property
-    def at_its_best(self) -> bool:
-        """Whether no state of it was better, where somebody keeps count."""
+    def improved(self) -> bool:
+        """Whether it has just been measured to be better than ever."""
+        ...
+
+    @property
+    def score(self) -> float | None:
+        """How good it is, the more the better; None where that is not known now."""
         ...
 
     @property
@@ -212,7 +217,7 @@ def train(session: Session, *, quiet: bool, started: float) -> dict[str, Any]:
             return {"startup": startup, "training": spent["training"] + time.perf_counter() - start}
 
         at = None if checkpoint is None else checkpoint.step
-        keeper = Keeper(folder, run, writer, configuration, seconds, kept_at=at)
+        keeper = Keeper(folder, run, writer, configuration, seconds, kept_at=at, best_score=before.get("best_score"))
         try:
             _advance(run, keeper, stop, new=checkpoint is None)
         except Exception:  # and not what stops a process at once
@@ -274,7 +279,8 @@ def _whole(checkpoint: Checkpoint) -> Mapping[str, Any]:
     state = checkpoint.state
     seconds = state.get("seconds")
     times = [seconds.get(name) for name in ("startup", "training")] if isinstance(seconds, dict) else [None]
-    good = all(isinstance(time, float) and time >= 0 for time in times) and isinstance(state.get("prompts"), int)
+    good = all(isinstance(time, float) and time >= 0 for time in times) and type(state.get("prompts")) is int
+    good &= isinstance(state.get("best_score", ""), float | None)
     if not good or not isinstance(state.get("metrics"), dict) or not isinstance(state.get("run"), dict):
         raise UsageError(f"the checkpoint at {checkpoint.step} is not that of a run of alignment, or is of another version")
     return state

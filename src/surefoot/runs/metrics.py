@@ -110,10 +110,10 @@ class MetricsWriter:
 def _checked(position: Mapping[str, Any]) -> tuple[int, tuple[str, int] | None]:
     """A position's parts; it comes from a file, which anybody may have written."""
     length, events = position.get("metrics"), position.get("tensorboard")
-    good = isinstance(length, int) and length >= 0
+    good = type(length) is int and length >= 0
     if events is not None:
         name, size = (events.get("file"), events.get("bytes")) if isinstance(events, dict) else (None, None)
-        good = good and isinstance(name, str) and EventFile.is_name(name) and isinstance(size, int) and size >= 0
+        good = good and isinstance(name, str) and EventFile.is_name(name) and type(size) is int and size >= 0
     if not good:
         raise UsageError(f"the checkpoint's position in the metrics is {position}, which names no place in them")
     assert isinstance(length, int)

@@ -44,6 +44,8 @@ class Keeper:
     """How long the run has taken so far, by name."""
     kept_at: int | None = None
     """Where the last checkpoint was written, or read."""
+    best_score: float | None = None
+    """The run's, when the best checkpoint so far was written."""
 
     def __post_init__(self) -> None:
         training = self.configuration.training
@@ -53,19 +55,22 @@ class Keeper:
             self._cadence.begin(self.run.step)
 
     def keep_if_due(self) -> None:
-        """Write a checkpoint, where the time has come.
+        """Write a checkpoint, where the time has come, or the best one is to be kept.
 
         Raises:
             RunError: the disk is full; the checkpoints before are whole.
         """
-        if self._cadence is not None and self._cadence.due(self.run.step):
+        if self._cadence is not None and (self._cadence.due(self.run.step) or self.run.improved):
             self.keep()
 
     def keep(self) -> None:
         """Write a checkpoint, where any are wanted and the last one is of an earlier state."""
         if self._cadence is None or self.kept_at == self.run.step:
             return
-        self._checkpoints.write(self._checkpoint(exact=True), best=self.run.at_its_best)
+        score = self.run.score
+        best = score is not None and (self.best_score is None or score > self.best_score)
+        self.best_score = score if best else self.best_score
+        self._checkpoints.write(self._checkpoint(exact=True), best=best)
         self.kept_at = self.run.step
 
     def failed(self, error: RunError) -> RunError:
@@ -93,6 +98,7 @@ class Keeper:
         arrays, state = self.run.state()
         about = {
             "run": state,
+            "best_score": self.best_score,
             "prompts": self.run.prompts,
             "metrics": self.writer.position(),
             "seconds": self.seconds(),

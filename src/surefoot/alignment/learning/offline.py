@@ -35,7 +35,7 @@ from surefoot.runs.progress import Progress
 Metrics = dict[str, float]
 NUMBERS = (
     "updates", "prompts", "pairs", "tokens", "operations", "updating", "skipped", "skipped_in_row", "ended_early", "epoch", "last",
-    "evaluated", "without_progress",
+    "evaluated", "without_progress", "lowest", "lowest_after",
 )  # fmt: skip
 """What a checkpoint keeps of a run as it stands."""
 
@@ -122,8 +122,12 @@ class OfflineRun:
     last: Metrics = field(default_factory=dict)
     """Means of the last whole epoch, or of what there is of it."""
     evaluated: Metrics = field(default_factory=dict)
-    best: tuple[float, int, dict[str, torch.Tensor]] | None = None
-    """The lowest loss on held-out data, after how many updates, and the weights it was reached with."""
+    lowest: float | None = None
+    """The lowest loss on held-out data so far,"""
+    lowest_after: int | None = None
+    """after how many updates it was reached,"""
+    best: dict[str, torch.Tensor] | None = None
+    """and with which weights, where there is patience to wait for better ones."""
     without_progress: int = 0
     skipped: int = 0
     """Updates that were left out, since a number was not finite; ``updates`` counts them too."""
@@ -279,32 +283,33 @@ class OfflineRun:
         return metrics
 
     def _judge(self, loss: float) -> None:
-        """Keep the best weights, and see whether patience is at its end."""
+        """Remember the best so far, and see whether patience is at its end."""
         patience = self.training.patience
-        if patience is None:
+        if self.lowest is None or loss < self.lowest:
+            self.lowest, self.lowest_after, self.without_progress = loss, self.updates, 0
+            if patience is not None:
+                self.best = {name: p.detach().clone() for name, p in self.parameters}
             return
-        if self.best is None or loss < self.best[0]:
-            weights = {name: p.detach().clone() for name, p in self.parameters}
-            self.best, self.without_progress = (loss, self.updates, weights), 0
+        if patience is None:
             return
         self.without_progress += 1
         if self.without_progress >= patience and self.updates < self.total:
             self.ended_early = (
                 f"stopped after {self.updates} of {self.total} updates: the loss on held-out data has not fallen in"
-                f" {patience} evaluations; the model is that of update {self.best[1]}"
+                f" {patience} evaluations; the model is that of update {self.lowest_after}"
             )
             self.progress.say(self.ended_early)
 
     def finish(self) -> None:
         """End the threads, and take the weights with the lowest held-out loss, where patience was given."""
         self.halves.close()
-        if self.best is None or self.best[1] == self.updates:
+        if self.best is None or self.lowest_after == self.updates:
             return
         if self.ended_early is None:
-            self.progress.say(f"the loss on held-out data was lowest after update {self.best[1]}: the model is that one")
+            self.progress.say(f"the loss on held-out data was lowest after update {self.lowest_after}: the model is that one")
         with torch.no_grad():
             for name, parameter in self.parameters:
-                parameter.copy_(self.best[2][name])
+                parameter.copy_(self.best[name])
         self.evaluated = self.evaluate(self.data.held_out)
 
     def _remember(self, loss: float, sums: Sums, examples: Sequence[Example]) -> None:
@@ -321,20 +326,23 @@ class OfflineRun:
         return self.updates
 
     @property
-    def at_its_best(self) -> bool:
-        """Whether no evaluation was better than the one just made; without patience nobody keeps count."""
-        return self.best is not None and self.best[1] == self.updates
+    def improved(self) -> bool:
+        """Whether the loss on held-out data was lower than ever, just now."""
+        return self.lowest_after is not None and self.lowest_after == self.updates
+
+    @property
+    def score(self) -> float | None:
+        """Minus the loss on held-out data, where it has just been measured to be the lowest so far."""
+        return -self.lowest if self.improved and self.lowest is not None else None
 
     def state(self) -> tuple[Arrays, State]:
         """What a checkpoint holds. The data's order and dropout follow from the seed and the number of the update."""
-        state = numbers_of(self, NUMBERS) | {"watch": self.watch.state(), "best": None}
+        state = numbers_of(self, NUMBERS) | {"watch": self.watch.state(), "best": self.best is not None}
         if not self.updates:
             return {}, state  # everything is as it was at the start
         arrays = learned(self.parameters, self.optimizer)
         if self.best is not None:
-            loss, update, weights = self.best
-            state["best"] = [loss, update]
-            arrays |= {f"best/{name}": to_array(weight) for name, weight in weights.items()}
+            arrays |= {f"best/{name}": to_array(weight) for name, weight in self.best.items()}
         return arrays, state
 
     def restore(self, arrays: Arrays, state: Mapping[str, Any]) -> None:
@@ -345,10 +353,8 @@ class OfflineRun:
         saved = Saved(arrays)
         if self.updates:
             learn_again(self.parameters, self.optimizer, saved)
-        if state["best"] is not None:
-            loss, update = state["best"]
-            weights = {name: saved.fill(torch.empty_like(p.data), f"best/{name}") for name, p in self.parameters}
-            self.best = loss, update, weights
+        if state["best"] is True:
+            self.best = {name: saved.fill(torch.empty_like(p.data), f"best/{name}") for name, p in self.parameters}
         saved.all_used()
 
     @property
@@ -371,7 +377,7 @@ class OfflineRun:
             "metrics": reached,
             "reference_seconds": self.learner.reference_seconds,
             "updates": self.updates,
-            "best_update": self.best[1] if self.best is not None else None,
+            "best_update": self.lowest_after if self.best is not None else None,
             "utilization": self.operations / self.matrix_rate / self.updating if self.updating else None,
         }
 

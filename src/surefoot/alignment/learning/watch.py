@@ -25,7 +25,9 @@ class ChosenWatch:
         """Have seen what :meth:`state` says."""
         if not isinstance(state["said"], bool):
             raise TypeError("said is neither true nor false")
-        self._moved, self._said = None if state["moved"] is None else float(state["moved"]), state["said"]
+        if state["moved"] is not None and type(state["moved"]) is not float:
+            raise TypeError("moved is no number")
+        self._moved, self._said = state["moved"], state["said"]
 
     def look(self, metrics: Mapping[str, float]) -> str | None:
         """A sentence where the chosen answers' mean log-ratio, smoothed over updates, has fallen too far; once."""

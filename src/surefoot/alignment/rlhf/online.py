@@ -37,8 +37,10 @@ from surefoot.errors import UsageError
 from surefoot.runs.metrics import MetricsWriter
 from surefoot.runs.progress import Progress
 
-NUMBERS = ("asked", "tokens", "seconds", "operations", "ended_early", "reached", "first")
+NUMBERS = ("asked", "tokens", "seconds", "operations", "ended_early", "reached", "first", "recent")
 """What a checkpoint keeps of a run as it stands."""
+RECENT = 10
+"""So many iterations' answers say how good the policy is: those of one are few."""
 
 Tell = Callable[[str], None]
 
@@ -162,6 +164,8 @@ class OnlineRun:
     """Of the last iteration."""
     first: Metrics = field(default_factory=dict)
     """Of the first iteration, whose answers are the reference's own."""
+    recent: dict[str, float] = field(default_factory=dict)
+    """Mean returns of the last iterations, by their numbers."""
 
     def __post_init__(self) -> None:
         configuration, likelihood = self.prepared.configuration, self.prepared.likelihood
@@ -236,6 +240,9 @@ class OnlineRun:
         self.operations += update.operations
         self.reached = metrics
         self.first = self.first or metrics
+        self.recent[str(learner.iterations)] = metrics["return"]
+        if len(self.recent) > RECENT:
+            del self.recent[next(iter(self.recent))]
         report: dict[str, float | None] = {
             "iteration": learner.iterations,
             "prompts": self.asked,
@@ -293,9 +300,14 @@ class OnlineRun:
         return self.learner.between_updates
 
     @property
-    def at_its_best(self) -> bool:
-        """Nobody keeps count."""
+    def improved(self) -> bool:
+        """Never known of one iteration: its answers are few."""
         return False
+
+    @property
+    def score(self) -> float | None:
+        """The mean return of the last iterations' answers, reward and KL together."""
+        return float(np.mean(list(self.recent.values()))) if self.recent else None
 
     def state(self) -> tuple[Arrays, State]:
         """What a checkpoint holds. The prompts' order, sampling and dropout follow from the seed and the number of the iteration."""
