@@ -125,6 +125,32 @@ def stopped_and_gone_on_with(command: str, run: Path, seconds: float, rng: rando
         return {"kills": kills, "resumed": json.loads((run / "summary.json").read_text()).get("resumed")}
 
 
+def write_report(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The result so far: a benchmark that is stopped keeps what it has seen."""
+    by_case = {}
+    for name in CASES:
+        own = [row for row in rows if row["case"] == name]
+        by_case[name] = {
+            "command": f"surefoot {CASES[name].format(task='TASK')}",
+            "runs": len(own),
+            "kills": sum(len(row["kills"]) for row in own),
+            "same": sum(not row["differs"] and "failed" not in row for row in own),
+        }
+    report = {
+        "runs": len(rows),
+        "killed": sum(bool(row["kills"]) for row in rows),
+        "kills": sum(len(row["kills"]) for row in rows),
+        "same": sum(case["same"] for case in by_case.values()),
+        "task": f"surefoot {TASK}",
+        "cases": {name: case for name, case in by_case.items() if case["runs"]},
+        "each": rows,
+    }
+    results = Path(__file__).parent / "results"
+    results.mkdir(exist_ok=True)
+    (results / "durability.json").write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=100)
@@ -153,30 +179,8 @@ def main() -> None:
             row = {"case": case, **stopped_and_gone_on_with(command, run, seconds, rng)}
             row["differs"] = differences(reference, contents(run))
             rows.append(row)
+            report = write_report(rows)
             print(json.dumps({"run": i + 1, **row}), flush=True)
-    by_case = {}
-    for name in names:
-        own = [row for row in rows if row["case"] == name]
-        same = sum(not row["differs"] and "failed" not in row for row in own)
-        by_case[name] = {
-            "command": f"surefoot {CASES[name].format(task='TASK')}",
-            "runs": len(own),
-            "kills": sum(len(r["kills"]) for r in own),
-            "same": same,
-        }
-    kills = sum(len(row["kills"]) for row in rows)
-    report = {
-        "runs": len(rows),
-        "killed": sum(bool(row["kills"]) for row in rows),
-        "kills": kills,
-        "same": sum(c["same"] for c in by_case.values()),
-        "task": f"surefoot {TASK}",
-        "cases": by_case,
-        "each": rows,
-    }
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    (results / "durability.json").write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps({key: report[key] for key in ("runs", "killed", "kills", "same")}))
     if report["same"] != report["runs"]:
         raise SystemExit(1)
