@@ -298,13 +298,51 @@ def frontier_changes() -> list[str]:
     return lines
 
 
+def killed() -> list[str]:
+    report = load("durability.json")
+    lines = ["| command | runs | kills | the bits of the run that nobody stopped |", "|---|---|---|---|"]
+    for case in report["cases"].values():
+        command = re.sub(r" --(quiet|hidden-sizes \S+|num-envs \S+|batch-size \S+)", "", case["command"])
+        lines.append(f"| `{command}` | {case['runs']} | {case['kills']} | {case['same']} of {case['runs']} |")
+    return [*lines, f"| all | **{report['runs']}** | **{report['kills']}** | **{report['same']} of {report['runs']}** |"]
+
+
+def restarts() -> list[str]:
+    lines = ["| | default grid, steps | a restart, s | of the time |", "|---|---|---|---|"]
+    for row in load("restarts.json")["speed"]:
+        name = f"{row['algorithm']} {row['env']}, {row['backend']}"
+        share = row["share_of_the_default_grid"]
+        lines.append(f"| {name} | {row['default_grid']:,} | {row['restart_seconds']:.2f} | {share:.1%} |")
+    return lines
+
+
+def restarts_learning() -> list[str]:
+    lines = ["| | steps | grid, steps | seeds | return without a grid | with it |", "|---|---|---|---|---|---|"]
+    for row in load("restarts.json")["learning"]:
+        means = [
+            f"{row[name]['interquartile_mean']:.1f} ({min(row[name]['each']):.1f} … {max(row[name]['each']):.1f})"
+            for name in ("none", "fine")
+        ]
+        seeds = len(row["none"]["each"])
+        lines.append(
+            f"| {row['algorithm']} {row['env']} | {row['total_steps']:,} | {row['fine_grid']:,} | {seeds} | {means[0]} | {means[1]} |"
+        )
+    return lines
+
+
 def main() -> None:
     makers = {"learning": learning, "seeds": seeds, "speed": speed, "limit": limit, "memory": memory, "ablation": ablation}
     makers |= {"family": partial(learning, FAMILY_TASKS), "family-seeds": partial(seeds, FAMILY_TASKS)}
     makers |= {"alignment_speed": alignment_speed, "preference_learning": preference_learning}
     makers |= {f"frontier-{rewards}": partial(frontier, rewards) for rewards in ("known", "learned")}
     makers |= {"frontier-changes": frontier_changes, "rlhf_speed": rlhf_speed, "sampling_speed": sampling_speed}
-    makers |= {"cliff": cliff, "recorded": recorded}
+    makers |= {
+        "cliff": cliff,
+        "recorded": recorded,
+        "killed": killed,
+        "restarts": restarts,
+        "restarts-learning": restarts_learning,
+    }
     makers |= {f"ablation-{n}": partial(ablation, n) for n in ("reinforce", "actor-critic", "a2c", "trpo", "penalty")}
     for page in (HERE.parent / "README.md", HERE / "README.md", *sorted((HERE.parent / "docs").glob("*.md"))):
         text = page.read_text()
