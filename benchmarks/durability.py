@@ -53,7 +53,7 @@ CASES |= {
     "reward": f"align reward --model {{task}}/model {PAIRS} --epochs 10 {ALIGNED}",
     "reward-ranked-adapter": f"align reward --model {{task}}/model --data {{task}}/ranked.jsonl --epochs 6 {ADAPTED} {ALIGNED}",
     "dpo": f"align dpo --model {{task}}/model {PAIRS} --eval-data {{task}}/clean.jsonl --patience 9 --epochs 8 {ALIGNED}",
-    "dpo-reference-live": f"align dpo --model {{task}}/model {PAIRS} --reference live --epochs 8 {ALIGNED}",
+    "dpo-live-reference": f"align dpo --model {{task}}/model {PAIRS} --live-reference --epochs 8 {ALIGNED}",
     "dpo-ranked-adapter": f"align dpo --model {{task}}/model --data {{task}}/ranked.jsonl --epochs 6 {ADAPTED} {ALIGNED}",
     "align-ppo": f"align ppo --model {{task}}/model {ONLINE} --epochs 2 {ALIGNED}",
     "align-ppo-adapter": f"align ppo --model {{task}}/model {ONLINE} --epochs 2 --lora-rank 4 --critic shared {ALIGNED}",
