@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -119,6 +120,10 @@ def stopped_and_gone_on_with(command: str, run: Path, seconds: float, rng: rando
             process.communicate()
             kept = max((s for place in (run, *run.glob("seed-*")) for s in Checkpoints(place).steps()), default=None)
             kills.append({"after_seconds": round(wait or 0, 3), "last_checkpoint": kept})
+            continue
+        if "no exact checkpoint" in errors:
+            # Killed between its first checkpoint, which is not exact, and the first place on the grid: begun again.
+            shutil.rmtree(run)
             continue
         if process.returncode != 0 and "is finished" not in errors:
             return {"kills": kills, "failed": errors}

@@ -259,7 +259,8 @@ def test_two_halves_at_once_are_the_batch_to_rounding_and_themselves_to_the_bit(
     whole = weights_of(run("dpo", model, data, tmp_path / "whole", learning_rate=1e-3))
     assert same(halves[0], halves[1])
     assert same(halves[0], halves[2])
-    assert same(halves[0], whole, 1e-5)
+    # Adam divides by the gradient's size: where that is nearly nothing, rounding is a share of a step, which is 1e-3 long.
+    assert same(halves[0], whole, 1e-4)
 
 
 def test_without_data_for_evaluation_the_last_epochs_means_are_reported(model, tmp_path):

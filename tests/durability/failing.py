@@ -61,15 +61,15 @@ FAILURES = {
     "exit": "ended its process with exit status 7",
     "segfault": "was ended with its process by SIGSEGV",
     "hang": "did not answer within 2 s",
-    "shape": "returned an observation of shape (1,), where its space has (2,)",
-    "dtype": "returned an observation of dtype complex128, where its space has float32",
-    "ragged": "returned an observation that is no array",
+    "shape": "returned an observation of shape (1,), where its space says (2,)",
+    "dtype": "returned an observation that is an array of shape (2,) and type complex128, where its space says numbers, float32",
+    "ragged": "returned an observation that no array can be made of",
     "nan": "returned an observation of nan in component 1",
     "large": "returned an observation of 1e+300 in component 0",
     "reward": "returned a reward of nan",
-    "text": "returned a reward that is no number: one of str",
-    "flag": "returned None for terminated, where True or False is right",
-    "four": "returned 4 values from step, which must return an observation, a reward, terminated, truncated and a dictionary",
+    "text": "returned a reward that is str, where one number is right",
+    "flag": "returned terminated that is None, where true or false is right",
+    "four": "returned 4 values, where (observation, reward, terminated, truncated, info) is right",
 }
 WAYS = list(FAILURES)
 FINE = len(WAYS)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from surefoot.alignment import offline
+from surefoot.alignment.learning import offline
 from surefoot.alignment.rlhf import online
 from surefoot.alignment.training import align
 from surefoot.cli import main

@@ -75,6 +75,8 @@ def checked_rows(values: Any, what: str, shape: tuple[int, ...], *, flags: bool 
     array = values if type(values) is np.ndarray else _array(values, what)
     if array.shape != shape:
         raise WrongOutput(f"{what} of shape {array.shape}, where {shape} is right")
+    if flags:
+        array = _as_flags(array)
     if array.dtype.kind not in ("b" if flags else NUMBERS):
         raise WrongOutput(f"{what} that are {array.dtype}, where {'true or false' if flags else 'numbers'} would be right")
     return array
@@ -106,10 +108,15 @@ def _reward(value: Any) -> float:
 def _flag(value: Any, name: str) -> bool:
     if value is True or value is False:
         return value
-    array = _array(value, name)
+    array = _as_flags(_array(value, name))
     if array.shape != () or array.dtype.kind != "b":
         raise WrongOutput(f"{name} that is {_described(value)}, where true or false is right")
     return bool(array)
+
+
+def _as_flags(array: np.ndarray) -> np.ndarray:
+    """Integers 0 and 1, which can mean only one thing, as false and true; anything else as it is."""
+    return array.astype(bool) if array.dtype.kind in "iu" and ((array == 0) | (array == 1)).all() else array
 
 
 def _info(value: Any) -> dict[str, Any]:
