@@ -20,7 +20,7 @@ from surefoot.alignment.training import align
 from surefoot.control.policies.policy import load_policy
 from surefoot.control.recorded.record import record
 from tests.alignment.models.tiny import save_language_model
-from tests.durability.alignment_runs import material, settings
+from tests.durability.alignment.runs import material, settings
 from tests.durability.fuzzing import damaged, fuzz, json_values, mutated, outcome
 from tests.durability.test_safe_files import write_policy
 

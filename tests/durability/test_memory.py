@@ -22,7 +22,7 @@ from surefoot.control.iterations.split import SplitIteration
 from surefoot.control.training import train
 from surefoot.runs.metrics import MetricsWriter
 from tests.control.helpers import configure
-from tests.durability.alignment_runs import material, settings
+from tests.durability.alignment.runs import material, settings
 
 torch.set_num_threads(1)
 MEGABYTES = 1.5

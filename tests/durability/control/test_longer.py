@@ -10,7 +10,7 @@ import pytest
 from surefoot.control.training import resume, train
 from surefoot.errors import UsageError
 from surefoot.runs.metrics import read_metrics
-from tests.durability.control_runs import configured, contents, differences, stop_after, stopped_at
+from tests.durability.control.runs import configured, contents, differences, stop_after, stopped_at
 
 
 @pytest.mark.parametrize("case", ["ppo on JAX", "trpo on Gymnasium"])

@@ -9,7 +9,7 @@ import pytest
 from surefoot.control.training import resume, train
 from surefoot.errors import UsageError
 from tests.control.toys import ConstantReward
-from tests.durability.control_runs import configured, contents, differences, stop_after
+from tests.durability.control.runs import configured, contents, differences, stop_after
 
 
 def test_seeds_in_turn_keep_those_that_are_finished(tmp_path, monkeypatch):

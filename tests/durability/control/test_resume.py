@@ -16,7 +16,7 @@ from surefoot.errors import RunError, UsageError
 from surefoot.runs.checkpoints import Checkpoints, Damaged
 from surefoot.runs.lock import RunLock
 from surefoot.runs.metrics import read_metrics
-from tests.durability.control_runs import CASES, configured, contents, differences, stop_after, stopped_at
+from tests.durability.control.runs import CASES, configured, contents, differences, stop_after, stopped_at
 
 
 @pytest.fixture(scope="module")

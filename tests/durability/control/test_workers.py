@@ -31,10 +31,10 @@ from surefoot.runs.checkpoints import Checkpoints
 from surefoot.runs.metrics import read_metrics
 from tests.control.helpers import configure
 from tests.durability import failing
-from tests.durability.control_runs import contents, differences
-from tests.durability.failing import FAILURES, FINE, WAYS
+from tests.durability.control.failing import FAILURES, FINE, WAYS
+from tests.durability.control.runs import contents, differences
 
-HERE = "tests.durability.failing"
+HERE = "tests.durability.control.failing"
 
 
 def workers(environment, num_envs=3, count=2, *, limit=60.0, restart=False):
@@ -184,7 +184,7 @@ def test_signals_are_the_parents_to_answer(number):
 
 
 SCRIPT = """
-import os, sys, tests.durability.failing as failing
+import os, sys, tests.durability.control.failing as failing
 from surefoot.control.environments.workers.vector import WorkerEnvironments, WorkerSettings
 print("once", flush=True)
 class Mine(failing.{kind}):

@@ -18,7 +18,7 @@ from surefoot.alignment.learning import offline
 from surefoot.alignment.rlhf import online
 from surefoot.alignment.training import align
 from surefoot.runs.checkpoints import Checkpoints
-from tests.durability.alignment_runs import assert_the_same, material, resume, settings
+from tests.durability.alignment.runs import assert_the_same, material, resume, settings
 
 torch.set_num_threads(1)
 LONG = {

@@ -44,7 +44,7 @@ class EchoChoices(Echo):
     action_space = gymnasium.spaces.MultiDiscrete([3, 4])
 
 
-gymnasium.register("Echo-v0", entry_point="tests.durability.failing:Echo")
+gymnasium.register("Echo-v0", entry_point="tests.durability.control.failing:Echo")
 
 
 class Odd(Exception):

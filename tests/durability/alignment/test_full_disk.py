@@ -14,8 +14,8 @@ from surefoot.alignment.training import align
 from surefoot.cli import main
 from surefoot.runs.checkpoints import Checkpoints
 from surefoot.runs.metrics import MetricsWriter, read_metrics
-from tests.durability.alignment_runs import assert_the_same, material, resume, settings
-from tests.durability.test_alignment_killed import options_of
+from tests.durability.alignment.runs import assert_the_same, material, resume, settings
+from tests.durability.alignment.test_killed import options_of
 
 torch.set_num_threads(1)
 LINE = 4

@@ -21,7 +21,7 @@ from surefoot.runs.metrics import MetricsWriter, read_metrics
 from tests.control import toys
 from tests.control.helpers import DISCRETE, configure, leaves, same
 from tests.control.update.test_update import ready
-from tests.durability.control_runs import contents, differences
+from tests.durability.control.runs import contents, differences
 
 
 class Spikes:

@@ -18,7 +18,7 @@ import pytest
 
 from surefoot.runs.checkpoints import Checkpoints
 from tests.control.helpers import configure
-from tests.durability.control_runs import contents, differences, stop_after
+from tests.durability.control.runs import contents, differences, stop_after
 
 TINY = (
     "--env CartPole-v1 --num-envs 4 --rollout-length 16 --minibatch-size 16 --epochs 1 --hidden-sizes 8 --total-steps 40000"

@@ -38,7 +38,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "reinforce on JAX, total returns": ("reinforce", {**JAX, **LONG, "weight": "total-return", "advantage_normalization": "none"}),
     "ppo on Gymnasium": ("ppo", HOST),
     "ppo on Gymnasium, one after the other": ("ppo", {**HOST, "backend": "gymnasium-sync", "kl_penalty": "dual"}),
-    "ppo on Gymnasium, same-step resets": ("ppo", {**HOST, "env": "tests.durability.control_runs:same_step", "backend": "auto"}),
+    "ppo on Gymnasium, same-step resets": ("ppo", {**HOST, "env": "tests.durability.control.runs:same_step", "backend": "auto"}),
     "a2c on Gymnasium": ("a2c", {**HOST, **SHORT, **SHORT_GRID}),
     "trpo on Gymnasium": ("trpo", HOST),
     "reinforce on Gymnasium, total returns": (

@@ -22,7 +22,7 @@ from surefoot.runs.checkpoints import Checkpoints
 from surefoot.runs.metrics import MetricsWriter
 from tests.alignment.models.tiny import language_model, reward_model, save_language_model
 from tests.alignment.tokenizers import gpt2_like, word_level
-from tests.durability.alignment_runs import (
+from tests.durability.alignment.runs import (
     Crash,
     assert_the_same,
     crashed,

@@ -21,7 +21,7 @@ from surefoot.runs.checkpoints import Checkpoints
 from surefoot.runs.lock import RunLock
 from tests.alignment.models.tiny import reward_model, save_language_model
 from tests.alignment.tokenizers import word_level
-from tests.durability.alignment_runs import assert_the_same, crashed, files, lines, material, resume, settings
+from tests.durability.alignment.runs import assert_the_same, crashed, files, lines, material, resume, settings
 
 torch.set_num_threads(1)
 FAILING = '''

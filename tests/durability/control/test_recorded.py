@@ -11,7 +11,7 @@ from surefoot.control.training import resume, train
 from surefoot.errors import UsageError
 from surefoot.runs.checkpoints import Checkpoints
 from tests.control.helpers import configure
-from tests.durability.control_runs import contents, differences, stopped_at
+from tests.durability.control.runs import contents, differences, stopped_at
 
 recordings = pytest.importorskip("tests.control.recorded.recordings")
 
