@@ -30,7 +30,7 @@ from surefoot.errors import EnvironmentFault, RunError, UsageError
 from surefoot.runs.checkpoints import Checkpoints
 from surefoot.runs.metrics import read_metrics
 from tests.control.helpers import configure
-from tests.durability import failing
+from tests.durability.control import failing
 from tests.durability.control.failing import FAILURES, FINE, WAYS
 from tests.durability.control.runs import contents, differences
 
