@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterable, Mapping
+from functools import cache
 
 
 def library_versions(names: Iterable[str]) -> dict[str, str]:
     """The versions of those of the named distributions that are installed."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {name: version for name in names if (version := _version(name)) is not None}
+
+
+@cache
+def _version(name: str) -> str | None:
+    """Looked up once: a checkpoint asks for eight, and each is a search through the installed packages."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def changed_versions(before: Mapping[str, str], now: Mapping[str, str]) -> str:
