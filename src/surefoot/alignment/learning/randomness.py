@@ -26,6 +26,16 @@ def drawing_anew(seed: int, number: int, device: torch.device) -> Iterator[None]
         number: of the update, or the iteration.
         device: where the model is.
     """
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int(np.random.SeedSequence([seed, PYTORCH, number]).generate_state(1, np.uint64)[0]))
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index])
+    before = [generator.get_state() for generator in generators]
+    own = int(np.random.SeedSequence([seed, PYTORCH, number]).generate_state(1, np.uint64)[0])
+    try:
+        # Not torch.manual_seed, which takes a millisecond: it leaves a note, with a traceback, for every kind of device there could be.
+        for generator in generators:
+            generator.manual_seed(own)
         yield
+    finally:
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
