@@ -81,7 +81,7 @@ def test_the_words_for_what_is_wrong():
         ({"epoch": 3}, "there is no setting 'epoch'; did you mean epochs?"),
         ({"learning_rate": "fast"}, "learning_rate is 'fast', where a finite number is right"),
         ({"num_envs": 0}, "--num-envs must be at least 1, but is 0"),
-        ({"algorithm": 3}, "algorithm is not a printable text"),
+        ({"algorithm": 3}, "algorithm is 3, where a printable text is right"),
         ({"minibatch_size": 100}, "--minibatch-size 100 does not divide"),
     ):
         with pytest.raises(UsageError) as caught:

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from surefoot.errors import UsageError
 from surefoot.runs.libraries import changed_versions, library_versions
-from surefoot.runs.settings import part_from, refuse_unknown
+from surefoot.runs.settings import Settings, part_from, refuse_unknown
 
 
 @dataclass(frozen=True)
-class Part:
+class Part(Settings):
     name: str
     count: int = 1
     rate: float = 0.5
@@ -42,7 +42,7 @@ def test_values_come_back_as_they_were():
         ({"name": 3}, "name is 3, where a printable text is right"),
         ({"name": "a\0b"}, "where a printable text is right"),
         ({"name": "\ud800"}, "where a printable text is right"),
-        ({"count": 1.0}, "count is 1.0, where a whole number is right"),
+        ({"count": 1.5}, "count is 1.5, where a whole number is right"),
         ({"count": True}, "count is True, where a whole number is right"),
         ({"count": None}, "count is None, where a whole number is right"),
         ({"rate": "0.5"}, "rate is '0.5', where a finite number is right"),
@@ -50,7 +50,9 @@ def test_values_come_back_as_they_were():
         ({"rate": float("nan")}, "rate is nan, where a finite number is right"),
         ({"rate": 10**400}, "where a finite number is right"),
         ({"limit": float("inf")}, "limit is inf, where a finite number or null is right"),
-        ({"on": 1}, "on is 1, where true or false is right"),
+        ({"count": float("inf")}, "count is inf, where a whole number is right"),
+        ({"count": "1"}, "count is '1', where a whole number is right"),
+        ({"on": 2}, "on is 2, where true or false is right"),
         ({"kind": "c"}, "kind is 'c', where one of 'a', 'b' is right"),
         ({"sizes": 3}, "sizes is 3, where a list, each of it a whole number, is right"),
         ({"sizes": [1, "2"]}, "where a list, each of it a whole number, is right"),
@@ -80,7 +82,7 @@ def test_anything_is_a_sentence_or_what_it_says(settings):
     for name, value in settings.items():
         got = getattr(part, name)
         assert got == (tuple(value) if name == "sizes" else value)
-        assert isinstance(got, bool) == isinstance(value, bool)
+        assert isinstance(got, bool) == (name == "on")
 
 
 def test_unknown_names_are_named():

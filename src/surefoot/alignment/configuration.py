@@ -12,7 +12,7 @@ from surefoot.alignment.models.configuration import AdapterConfiguration, ModelC
 from surefoot.alignment.rlhf.configuration import PPOConfiguration
 from surefoot.errors import require
 from surefoot.runs.cadence import Cadence
-from surefoot.runs.settings import part_from, refuse_unknown
+from surefoot.runs.settings import Settings, part_from, refuse_unknown
 
 MethodName = Literal["sft", "reward", "dpo", "ppo"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -22,7 +22,7 @@ REQUIRED = "?"
 
 
 @dataclass(frozen=True)
-class TrainingConfiguration:
+class TrainingConfiguration(Settings):
     """The optimiser, how long it runs, and where the run is kept."""
 
     batch_size: int = 16
@@ -60,7 +60,7 @@ class TrainingConfiguration:
     """Folder of the run; by default one under runs/, named after method, model, time and process."""
     tensorboard: bool = True
     """Write TensorBoard files beside metrics.jsonl."""
-    checkpoint_every: str | None = None
+    checkpoint_every: int | str | None = None
     """Keep everything that the run carries, so that `surefoot resume` can go on: every so many updates (500; with ppo, iterations), or
     minutes (10m), and at the end. The model as it was at the start is kept too. Without it nothing is."""
     keep_checkpoints: int = 2
@@ -70,7 +70,7 @@ class TrainingConfiguration:
     """What happens to an update whose loss, gradient or reward is not finite: stop ends the run; skip leaves it out, and the metric
     skipped counts."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         Cadence.parse(self.checkpoint_every)
         for name in ("batch_size", "accumulation", "epochs", "keep_checkpoints"):
             value = getattr(self, name)
@@ -101,7 +101,7 @@ class TrainingConfiguration:
 
 
 @dataclass(frozen=True)
-class RewardConfiguration:
+class RewardConfiguration(Settings):
     """The reward model's loss."""
 
     objective: Literal["auto", "bradley-terry", "plackett-luce"] = "auto"
@@ -114,7 +114,7 @@ class RewardConfiguration:
     centering: float = 0.0
     """Weight of a loss that keeps the mean score of a prompt's answers near zero, which preferences leave free."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _check_ranking(self.objective, self.ranking_top)
         require(0 <= self.centering < math.inf, f"--centering must not be negative, but is {self.centering}")
         require(
@@ -124,7 +124,7 @@ class RewardConfiguration:
 
 
 @dataclass(frozen=True)
-class DPOConfiguration:
+class DPOConfiguration(Settings):
     """The policy's loss, with rewards β log π/π_ref."""
 
     beta: float = 0.1
@@ -145,7 +145,7 @@ class DPOConfiguration:
     """Folder in which reference log-probabilities are kept from run to run; by default one in the user's cache. They are found
     by the weights, data and settings that made them."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _check_ranking(self.objective, self.ranking_top)
         require(0 < self.beta < math.inf, f"--beta must be positive and finite, but is {self.beta}")
         require(0 <= self.label_smoothing < 0.5, f"--label-smoothing must lie in 0 … 0.5, but is {self.label_smoothing}")
@@ -162,6 +162,10 @@ class DPOConfiguration:
         )
 
 
+def _check_method(method: Any) -> None:
+    require(isinstance(method, str) and method in METHODS, f"there is no method {method!r}; there are {', '.join(METHODS)}")
+
+
 def _check_ranking(objective: str, top: int | None) -> None:
     require(top is None or top >= 1, f"--ranking-top must be at least 1, or none, but is {top}")
     require(
@@ -175,7 +179,7 @@ OBJECTIVES: dict[str, type] = {"reward": RewardConfiguration, "dpo": DPOConfigur
 
 
 @dataclass(frozen=True)
-class AlignConfiguration:
+class AlignConfiguration(Settings):
     """Everything about one alignment run."""
 
     method: MethodName
@@ -186,7 +190,7 @@ class AlignConfiguration:
     objective: RewardConfiguration | DPOConfiguration | PPOConfiguration | None = None
     """None for fine-tuning, whose loss has no options."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         kind = OBJECTIVES.get(self.method)
         given = None if self.objective is None else type(self.objective)
         require(given is kind, f"{self.method} needs {'no objective' if kind is None else kind.__name__}")
@@ -228,7 +232,7 @@ class AlignConfiguration:
             UsageError: a setting is unknown or missing, or its value cannot be used.
         """
         method: Any = settings.get("method")
-        require(isinstance(method, str) and method in METHODS, f"method is {method!r}; there are {', '.join(METHODS)}")
+        _check_method(method)
         kinds: dict[str, Any] = {
             "model": ModelConfiguration,
             "adapter": AdapterConfiguration,
@@ -270,7 +274,12 @@ LEARNING_RATES: dict[str, float] = {"sft": 2e-5, "reward": 1e-5, "dpo": 1e-6, "p
 
 
 def configure(method: MethodName, *, model: str = REQUIRED, data: str = REQUIRED, reward: str = REQUIRED) -> AlignConfiguration:
-    """A method's defaults; ``reward`` is ppo's."""
+    """A method's defaults; ``reward`` is ppo's.
+
+    Raises:
+        UsageError: there is no such method, or a name is none.
+    """
+    _check_method(method)
     objectives = {"sft": None, "reward": RewardConfiguration(), "dpo": DPOConfiguration(), "ppo": PPOConfiguration(reward)}
     training = TrainingConfiguration(learning_rate=LEARNING_RATES[method])
     if method == "ppo":  # Huang et al. (2024): a larger ε, and a schedule without warm-up, since ratios start at 1

@@ -30,7 +30,7 @@ from surefoot.alignment.preparation import longest
 from surefoot.alignment.reference import LiveReference
 from surefoot.errors import UsageError, require
 from surefoot.runs.directory import CONFIGURATION_FILE, MODEL_FOLDER, read_json
-from surefoot.runs.settings import part_from
+from surefoot.runs.settings import Settings, part_from
 
 
 def evaluate_alignment(
@@ -171,7 +171,7 @@ def _recorded(run: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Recorded:
+class _Recorded(Settings):
     """What is read of a configuration beside the method's own choices, and what it may be."""
 
     method: Literal["sft", "reward", "dpo", "ppo"]
@@ -185,7 +185,7 @@ class _Recorded:
     comparison: Literal["bradley-terry", "plackett-luce", "ipo"] | None
     reference_fingerprint: str | None
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         compared = self.method in ("reward", "dpo")
         require(not compared or self.comparison is not None, f"comparison is None, where {self.method} needs one")
 

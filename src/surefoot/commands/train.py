@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from surefoot.commands.options import DONE, FAILED, WRONG_INPUT, Output, parse_configuration, value_of
-from surefoot.control.algorithms import ALGORITHMS, Algorithm
+from surefoot.control.algorithms import ALGORITHMS, Algorithm, algorithm_named
 from surefoot.control.configuration import FROM_DATA, TrainConfiguration
 from surefoot.errors import UsageError
 
@@ -20,10 +20,7 @@ def run(arguments: list[str], *, started: float) -> int:
             print(f"  {algorithm.name:<14} {algorithm.summary}")
         print("\n`surefoot train ALGORITHM --help` lists an algorithm's options.")
         return DONE if arguments else WRONG_INPUT
-    if arguments[0] not in ALGORITHMS:
-        *most, last = ALGORITHMS
-        raise UsageError(f"there is no algorithm {arguments[0]!r}; there are {', '.join(most)} and {last}")
-    algorithm, arguments = ALGORITHMS[arguments[0]], arguments[1:]
+    algorithm, arguments = algorithm_named(arguments[0]), arguments[1:]
     env = value_of("--env", arguments)
     from_data = value_of("--from-data", arguments)
     if from_data is not None and algorithm.recorded is None:

@@ -21,17 +21,17 @@ class Cadence:
     _last_time: float = field(default_factory=time.monotonic)
 
     @staticmethod
-    def parse(text: str | None, *, option: str = "--checkpoint-every") -> Cadence | None:
-        """``500`` is steps, ``10m`` minutes; None stays None.
+    def parse(given: int | str | None, *, option: str = "--checkpoint-every") -> Cadence | None:
+        """500 is steps, as a number or a text, ``10m`` minutes; None stays None.
 
         Raises:
             UsageError: it is neither.
         """
-        if text is None:
+        if given is None:
             return None
-        found = WRITTEN.fullmatch(text.replace("_", "").replace(",", ""))
+        found = WRITTEN.fullmatch(str(given).replace("_", "").replace(",", ""))
         if found is None or int(found[1]) < 1:
-            raise UsageError(f"{option} must be a number of steps, such as 100000, or of minutes, such as 10m, but is {text}")
+            raise UsageError(f"{option} must be a number of steps, such as 100000, or of minutes, such as 10m, but is {given}")
         count = int(found[1])
         return Cadence(minutes=count) if found[2] else Cadence(steps=count)
 

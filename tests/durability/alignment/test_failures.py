@@ -430,7 +430,7 @@ def test_settings_that_were_altered_are_refused_with_a_sentence(folder, stopped)
         ({"epochs": "three"}, "epochs"),
         ({"epochs": True}, "epochs"),
         ({"learning_rate": -1.0}, "learning-rate"),
-        ({"method": "grpo"}, "method is 'grpo'"),
+        ({"method": "grpo"}, "there is no method 'grpo'"),
         ({"method": ["dpo"]}, "method is"),
         ({"on_nonfinite": "ignore"}, "on_nonfinite"),
         ({"fingerprints": []}, "fingerprints"),

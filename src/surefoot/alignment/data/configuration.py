@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from surefoot.errors import UsageError
+from surefoot.runs.settings import Settings
 
 FormatName = Literal["auto", "preference", "implicit", "ranked", "pairs", "scored", "completion", "messages", "prompt"]
 Overlong = Literal["truncate", "drop"]
@@ -16,7 +17,7 @@ which a policy is to answer."""
 
 
 @dataclass(frozen=True)
-class DataConfiguration:
+class DataConfiguration(Settings):
     """Prompts and answers: where they are, what shape they have, how long they may be."""
 
     data: str
@@ -40,7 +41,7 @@ class DataConfiguration:
     cache: bool = True
     """Keep the tokens on disk, so that the same data, tokenizer and limits need not be tokenised again."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         if not self.data:
             raise UsageError("--data is empty; give a file, a folder, or a name on the Hugging Face hub")
         if self.max_length < 2:

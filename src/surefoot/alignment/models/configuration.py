@@ -9,10 +9,11 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from surefoot.errors import require
+from surefoot.runs.settings import Settings
 
 
 @dataclass(frozen=True)
-class ModelConfiguration:
+class ModelConfiguration(Settings):
     """Which model is trained, where, and in which precision."""
 
     model: str
@@ -31,12 +32,12 @@ class ModelConfiguration:
     trust_remote_code: bool = False
     """Run the Python files that come with the model. Only for models whose files you have read."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         require(bool(self.model.strip()), "--model is empty; give a folder with a Hugging Face model, or its name on the hub")
 
 
 @dataclass(frozen=True)
-class AdapterConfiguration:
+class AdapterConfiguration(Settings):
     """Low-rank adapters: W + (α/r) B A with a frozen W, where A is r × inputs and B is outputs × r (Hu et al. 2021)."""
 
     lora_rank: int = 0
@@ -49,7 +50,7 @@ class AdapterConfiguration:
     """Which linear layers get an adapter: all of them, the head apart, or names with commas between them, as in
     q_proj,v_proj."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         rank, alpha = self.lora_rank, self.lora_alpha
         require(rank >= 0, f"--lora-rank must be at least 1, or 0 to train all weights, but is {rank}")
         positive = alpha is None or 0 < alpha < math.inf

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from surefoot.errors import require
+from surefoot.runs.settings import Settings
 
 AnswerWeight = Literal["gae", "reward-to-go", "group", "leave-one-out"]
 CriticName = Literal["auto", "reward", "policy", "shared"]
@@ -16,7 +17,7 @@ BY_GROUP: tuple[AnswerWeight, ...] = ("group", "leave-one-out")
 
 
 @dataclass(frozen=True)
-class PPOConfiguration:
+class PPOConfiguration(Settings):
     """The reward, ψ, the KL divergence from the reference, sampling, and the update."""
 
     reward: str
@@ -88,7 +89,7 @@ class PPOConfiguration:
     samples_every: int = 10
     """Iterations between two entries of answers in samples.jsonl; 0 writes none."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         require(bool(self.reward.strip()), "--reward is empty; give a reward model's folder, or module:function")
         counts = ("answers_per_prompt", "longest_answer", "shortest_answer", "update_epochs", "minibatches", "kl_horizon")
         for name in counts:

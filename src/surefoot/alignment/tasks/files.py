@@ -13,6 +13,7 @@ import numpy as np
 from surefoot.alignment.tasks import grammar
 from surefoot.errors import UsageError, require
 from surefoot.runs.directory import write_whole
+from surefoot.runs.settings import Settings
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 SUPERVISED, PAIRS, RANKED, CLEAN, NOISY, MODEL = (
@@ -26,7 +27,7 @@ SUPERVISED, PAIRS, RANKED, CLEAN, NOISY, MODEL = (
 
 
 @dataclass(frozen=True)
-class TaskConfiguration:
+class TaskConfiguration(Settings):
     """How much is generated, and how noisy its labels are."""
 
     prompts: int = 8000
@@ -44,7 +45,7 @@ class TaskConfiguration:
     seed: int = 0
     """Of data and weights."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         for name in ("prompts", "held_out", "layers"):
             value = getattr(self, name)
             require(value >= 1, f"--{name.replace('_', '-')} must be at least 1, but is {value}")

@@ -20,18 +20,30 @@ from surefoot.control.algorithms.ppo import PPO
 from surefoot.control.algorithms.reinforce import REINFORCE
 from surefoot.control.algorithms.trpo import TRPO
 from surefoot.control.configuration import TrainConfiguration
+from surefoot.errors import UsageError
 
-__all__ = ["A2C", "ACTOR_CRITIC", "ALGORITHMS", "PPO", "REINFORCE", "TRPO", "Algorithm", "configuration_for"]
+__all__ = ["A2C", "ACTOR_CRITIC", "ALGORITHMS", "PPO", "REINFORCE", "TRPO", "Algorithm", "algorithm_named", "configuration_for"]
 
 ALGORITHMS: dict[str, Algorithm] = {a.name: a for a in (REINFORCE, ACTOR_CRITIC, A2C, TRPO, PPO)}
+
+
+def algorithm_named(name: str) -> Algorithm:
+    """The algorithm of a name.
+
+    Raises:
+        UsageError: there is no such algorithm.
+    """
+    if not isinstance(name, str) or name not in ALGORITHMS:
+        *most, last = ALGORITHMS
+        raise UsageError(f"there is no algorithm {name!r}; there are {', '.join(most)} and {last}")
+    return ALGORITHMS[name]
 
 
 def configuration_for(algorithm: str, env: str, **options: Any) -> TrainConfiguration:
     """An algorithm's configuration for an environment: its preset, with ``options`` in place of what it says.
 
     Raises:
-        KeyError: there is no such algorithm.
         TypeError: the algorithm has no such setting.
-        UsageError: a value cannot be used.
+        UsageError: there is no such algorithm, or a value cannot be used.
     """
-    return ALGORITHMS[algorithm].configure(env, **options)
+    return algorithm_named(algorithm).configure(env, **options)

@@ -55,6 +55,7 @@ class Algorithm:
             TypeError: no part of this algorithm has a field of such a name.
             UsageError: a value cannot be used.
         """
+        env = RunConfiguration(env).env  # what a preset is looked up by
         shape = {"num_envs": self.num_envs, "rollout_length": self.rollout_length}
         preset = self.preset_for(env, from_data=options.get("from_data") is not None)
         chosen = {**shape, **preset, "env": env, **options}

@@ -28,7 +28,7 @@ from surefoot.control.configuration.run import (
 )
 from surefoot.equations.weights import WEIGHT_NEEDS
 from surefoot.errors import UsageError
-from surefoot.runs.settings import part_from, refuse_unknown
+from surefoot.runs.settings import Settings, part_from, refuse_unknown
 
 __all__ = [
     "FROM_DATA",
@@ -55,7 +55,7 @@ with EnvPool a beginning then compiles the whole program again, which takes as l
 
 
 @dataclass(frozen=True)
-class TrainConfiguration:
+class TrainConfiguration(Settings):
     """Everything about one training run: its data, and the three choices.
 
     Without ``passes`` actor and critic take one step on the whole rollout. With ``trust_region`` the actor's step is the
@@ -76,7 +76,7 @@ class TrainConfiguration:
     """Where the algorithm can learn from recorded data."""
     algorithm: str = "custom"
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         normalization = self.weight.advantage_normalization
         if normalization == "minibatch" and (self.passes is None or self.trust_region is not None):
             raise UsageError(
@@ -194,13 +194,10 @@ class TrainConfiguration:
         }
         kinds |= {name: kind for name, (setting, kind) in optional.items() if setting in settings}
         refuse_unknown(settings, ["algorithm", *(f.name for kind in kinds.values() for f in fields(kind))])
-        algorithm = settings.get("algorithm", "custom")
-        if not isinstance(algorithm, str) or not algorithm.isprintable():
-            raise UsageError("algorithm is not a printable text; give the name of one, such as ppo")
         parts = {name: part_from(kind, settings) for name, kind in kinds.items()}
         if ("objective" in kinds) == ("trust_region" in kinds):
             raise UsageError("give either entropy_coefficient, of an objective, or max_kl, of a trust region")
-        return TrainConfiguration(algorithm=algorithm, **({"objective": None} | parts))
+        return TrainConfiguration(algorithm=settings.get("algorithm", "custom"), **({"objective": None} | parts))
 
     def idle_options(self) -> dict[str, str]:
         """Settings that nothing reads under the others, each with the reason."""

@@ -8,6 +8,7 @@ from typing import Literal
 
 from surefoot.control.configuration.run import require
 from surefoot.equations.weights import WEIGHT_NEEDS, Weight
+from surefoot.runs.settings import Settings
 
 Schedule = Literal["constant", "linear"]
 
@@ -38,7 +39,7 @@ def _entropy(settings: object) -> None:
 
 
 @dataclass(frozen=True)
-class WeightConfiguration:
+class WeightConfiguration(Settings):
     """ψ: how good an action was."""
 
     weight: Weight = "gae"
@@ -60,7 +61,7 @@ class WeightConfiguration:
     returns this is return standardisation). With it, the scale of rewards does not change the actor's steps. With recorded
     data the shift is weighted as ψ is."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _fraction(self, "discount", "trace_decay")
         _at_least(self, 1, "n_steps")
         useless = self.keep_discount and self.weight == "total-return"
@@ -76,19 +77,19 @@ class WeightConfiguration:
 
 
 @dataclass(frozen=True)
-class LikelihoodObjective:
+class LikelihoodObjective(Settings):
     """E[ψ log π(a|s)]: its gradient is the policy gradient, for one step from the policy that acted."""
 
     entropy_coefficient: float = 0.0
     """Weight of the policy's entropy in its objective. Above 0 it keeps a policy exploring that would settle too
     early."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _entropy(self)
 
 
 @dataclass(frozen=True)
-class SurrogateObjective:
+class SurrogateObjective(Settings):
     """E[ρ ψ], ρ = π/π_old, clipped, penalised, or both: it can be climbed for several steps."""
 
     clip_range: float | None = 0.2
@@ -115,14 +116,14 @@ class SurrogateObjective:
     """Estimate advantages and targets afresh before each epoch, with the critic as it then is (Andrychowicz et al.
     2021)."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _positive(self, "clip_range", "target_kl", optional=True)
         _positive(self, "kl_coefficient", "kl_target", "dual_learning_rate")
         _entropy(self)
 
 
 @dataclass(frozen=True)
-class OptimizerConfiguration:
+class OptimizerConfiguration(Settings):
     """How a gradient becomes a step, for actor and critic alike; where the actor takes a natural step, for the critic."""
 
     optimizer: Literal["adam", "rmsprop", "sgd"] = "adam"
@@ -139,13 +140,13 @@ class OptimizerConfiguration:
     max_gradient_norm: float | None = 0.5
     """The gradients of the actor and of the critic are each scaled down to this global norm; none leaves them."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _positive(self, "learning_rate", "adam_epsilon")
         _positive(self, "max_gradient_norm", "critic_learning_rate", optional=True)
 
 
 @dataclass(frozen=True)
-class PassesConfiguration:
+class PassesConfiguration(Settings):
     """Several passes over a rollout in minibatches."""
 
     minibatch_size: int = 64
@@ -157,13 +158,13 @@ class PassesConfiguration:
     """Clip how far V may move from its old value, in (normalised) reward units. Off: no evidence that it helps, some
     that it hurts."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _at_least(self, 1, "minibatch_size", "epochs")
         _positive(self, "value_clip_range", optional=True)
 
 
 @dataclass(frozen=True)
-class TrustRegionConfiguration:
+class TrustRegionConfiguration(Settings):
     """The actor's natural step within KL(π_old‖π) ≤ δ; the optimiser and the passes are then the critic's alone."""
 
     max_kl: float = 0.01
@@ -179,7 +180,7 @@ class TrustRegionConfiguration:
     backtrack_factor: float = 0.8
     """By how much each time."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _positive(self, "max_kl")
         _at_least(self, 1, "conjugate_gradient_steps")
         _at_least(self, 0, "backtracks")
@@ -189,7 +190,7 @@ class TrustRegionConfiguration:
 
 
 @dataclass(frozen=True)
-class RecordedConfiguration:
+class RecordedConfiguration(Settings):
     """Learning from recorded episodes of another policy instead of acting. The policy starts as a fit to the recorded one."""
 
     from_data: str | None = None
@@ -203,7 +204,7 @@ class RecordedConfiguration:
     """Training ends when the effective sample size of an update's weights falls below this share of its sample: the data
     then no longer speak of the policy."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _at_least(self, 1, "episodes_per_update")
         _positive(self, "importance_limit")
         _fraction(self, "smallest_effective_share")

@@ -8,6 +8,7 @@ from typing import Literal
 
 from surefoot.errors import require
 from surefoot.runs.cadence import Cadence
+from surefoot.runs.settings import Settings
 
 FROM_DATA = "recorded"
 """In place of an environment's name: the one that recorded data name."""
@@ -16,7 +17,7 @@ Backend = Literal["auto", "envpool", "gymnasium", "gymnasium-sync", "jax"]
 
 
 @dataclass(frozen=True)
-class RunConfiguration:
+class RunConfiguration(Settings):
     """Where the data comes from, how much of it, and where the run is kept."""
 
     env: str
@@ -44,7 +45,7 @@ class RunConfiguration:
     """Folder of the run; by default one under runs/, named after algorithm, environment, time and process."""
     tensorboard: bool = True
     """Write TensorBoard files beside metrics.jsonl."""
-    checkpoint_every: str | None = None
+    checkpoint_every: int | str | None = None
     """Keep everything that the run carries, so that `surefoot resume` can go on: every so many environment steps (100000), or
     minutes (10m), and at the end. Without it nothing is kept."""
     keep_checkpoints: int = 2
@@ -66,7 +67,7 @@ class RunConfiguration:
     """What happens where an environment in a worker process raises, hangs, crashes or returns what it must not: stop ends the run;
     restart makes it anew, and env/restarts counts. Either leaves a file with which it can be replayed."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         require(bool(self.env), "--env is empty; give a Gymnasium id such as CartPole-v1")
         for name in ("total_steps", "num_envs", "rollout_length", "seeds", "keep_checkpoints"):
             value = getattr(self, name)
@@ -92,7 +93,7 @@ class RunConfiguration:
 
 
 @dataclass(frozen=True)
-class NetworkConfiguration:
+class NetworkConfiguration(Settings):
     """The actor's and the critic's networks: two multilayer perceptrons that share nothing but their shape."""
 
     hidden_sizes: tuple[int, ...] = (64, 64)
@@ -107,7 +108,7 @@ class NetworkConfiguration:
     """log σ of every action component at the start (Box actions only); σ does not depend on the state. Actions are
     scaled to [−1, 1] first."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         require(all(size >= 1 for size in self.hidden_sizes), f"--hidden-sizes must be positive, but are {self.hidden_sizes}")
         useless = not self.hidden_sizes and self.activation != "tanh"
         require(not useless, "--activation would do nothing without hidden layers; give --hidden-sizes, or leave it out")
@@ -115,7 +116,7 @@ class NetworkConfiguration:
 
 
 @dataclass(frozen=True)
-class NormalizationConfiguration:
+class NormalizationConfiguration(Settings):
     """Running scales of observations and rewards. Those of observations are part of the saved policy, frozen in evaluation."""
 
     normalize_observations: bool = True
@@ -129,7 +130,7 @@ class NormalizationConfiguration:
     reward_clip: float = 10.0
     """Normalised rewards are clipped to ± this."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         for name in ("observation_clip", "reward_clip"):
             value = getattr(self, name)
             require(0 < value < math.inf, f"--{name.replace('_', '-')} must be positive and finite, but is {value}")
