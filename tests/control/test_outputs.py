@@ -28,7 +28,7 @@ NONSENSE_STEPS = {
     "dictionary": (({"a": 1}, 1.0, False, False, {}), "returned an observation that is dict"),
     "ragged": (([[1.0], [1.0, 2.0]], 1.0, False, False, {}), "returned an observation that no array can be made of"),
     "reward as text": ((np.zeros(1), "1.0", False, False, {}), "returned a reward that is str, where one number is right"),
-    "reward as array": ((np.zeros(1), np.ones(1), False, False, {}), "returned a reward that is an array of shape (1,)"),
+    "rewards": ((np.zeros(1), np.ones(2), False, False, {}), "returned a reward that is an array of shape (2,)"),
     "no reward": ((np.zeros(1), None, False, False, {}), "returned a reward that is None"),
     "reward nan": ((np.zeros(1), float("nan"), False, False, {}), "returned a reward of nan"),
     "reward infinite": ((np.zeros(1), np.float32(np.inf), False, False, {}), "returned a reward of inf"),
@@ -83,6 +83,17 @@ def test_nonsense_is_named_with_environment_and_step(case):
     assert sentence in said
     assert "step 3" in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [2, True, np.int32(3), np.float16(0.5), np.float64(2), np.array(2), np.array([3.0]), np.array([[True]]), [4.0], (5,)],
+    ids=repr,
+)
+def test_one_number_is_a_reward_whatever_its_type_and_shape(reward):
+    """As Gymnasium's checker takes it."""
+    _, rewards, *_ = stepped(host((np.zeros(1), reward, False, False, {})), 3)
+    assert rewards.tolist() == [1.0, float(np.asarray(reward).item()), 1.0]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +158,9 @@ NONSENSE_ROWS = {
     "three": ({"observations": np.zeros((3, 1))}, "returned observations of shape (3, 1), where (2, 1) is right"),
     "texts": ({"observations": np.array([["a"], ["b"]])}, "returned observations that are <U1, where numbers would be right"),
     "one reward": ({"rewards": 1.0}, "returned rewards of shape (), where (2,) is right"),
-    "a column of rewards": ({"rewards": np.ones((2, 1))}, "returned rewards of shape (2, 1), where (2,) is right"),
+    "a row of rewards": ({"rewards": np.ones((1, 2))}, "returned rewards of shape (1, 2), where (2,) is right"),
+    "two columns of rewards": ({"rewards": np.ones((2, 2))}, "returned rewards of shape (2, 2), where (2,) is right"),
+    "a column of ends": ({"terminated": np.zeros((2, 1), bool)}, "returned terminated of shape (2, 1), where (2,) is right"),
     "rewards as texts": ({"rewards": ["1", "2"]}, "returned rewards that are <U1, where numbers would be right"),
     "one end": ({"terminated": None}, "returned terminated of shape (), where (2,) is right"),
     "ends as numbers": ({"truncated": np.array([0.2, 0.0])}, "returned truncated that are float64, where true or false"),
@@ -186,6 +199,12 @@ def test_nonsense_of_a_vector_environment_is_named(case):
         stepped(environments, 1)
     assert "Rows" in str(caught.value)
     assert sentence in str(caught.value)
+
+
+def test_a_column_of_rewards_is_one_number_each():
+    _, rewards, *_ = stepped(HostEnvironments(Rows(rewards=np.array([[1], [2]])), name="Rows"), 1)
+    assert rewards.tolist() == [1.0, 2.0]
+    assert rewards.shape == (2,)
 
 
 numbers = st.floats(allow_nan=True) | st.integers() | st.floats(width=32).map(np.float32)

@@ -318,6 +318,22 @@ def test_functional_environments_of_ones_own(tmp_path):
     assert (got["mean_return"], got["mean_length"]) == (3.0, 3.0), "three steps, cut by the time limit, all right"
 
 
+def test_a_functional_reward_may_be_an_array_of_one_number():
+    import jax
+
+    from surefoot.control.environments.functional import check_functional, functional_carry, functional_step
+
+    class Column(Counter):
+        def transition(self, state, action, key):
+            *rest, reward, terminated = super().transition(state, action, key)
+            return *rest, reward[None], terminated
+
+    check_functional(Column(), name="Column")
+    carry = functional_carry(Column(), num_envs=2, key=jax.random.PRNGKey(0))
+    _, _, rewards, _, _ = functional_step(Column())(carry.environments, np.array([0, 1]))
+    assert rewards.tolist() == [0.0, 1.0]
+
+
 def test_mistakes_in_functional_environments_are_sentences():
     from surefoot.control.environments.select import select_environments
 

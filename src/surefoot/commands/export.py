@@ -10,7 +10,7 @@ from typing import Any, Literal
 import tyro
 
 from surefoot.commands.options import DONE, Output, parse
-from surefoot.errors import UsageError, require
+from surefoot.errors import UsageError, on_one_line, require
 from surefoot.runs.directory import CONFIGURATION_FILE, MODEL_FOLDER, POLICY_FOLDER, read_json
 
 FILE = "policy.onnx"
@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> int:
 
     result = export_policy(policy, file)
     if not chosen.output.quiet:
-        print(_sentence(result), file=sys.stderr)
+        print(*map(on_one_line, (*result["notices"], _sentence(result))), sep="\n", file=sys.stderr)
     chosen.output.give(result)
     return DONE
 

@@ -45,7 +45,8 @@ def evaluate(
             given here: a run from elsewhere may name any.
 
     Returns:
-        env, episodes, mean_return, std_return (population), mean_length, deterministic, backend.
+        env, episodes, mean_return, std_return (population), mean_length, deterministic, backend, and notices: sentences about what
+        did not go as it should.
 
     Raises:
         UsageError: there is no policy, no such environment, or its spaces are not the policy's.
@@ -58,7 +59,7 @@ def evaluate(
     try:
         returns, lengths = _returns_and_lengths(play(act, opened.environments, episodes, seed=seed))
     finally:
-        opened.environments.close()
+        notices = opened.environments.close()
     return {
         "env": opened.name,
         "episodes": episodes,
@@ -67,6 +68,7 @@ def evaluate(
         "mean_length": float(lengths.mean()),
         "deterministic": deterministic,
         "backend": opened.backend,
+        "notices": list(notices),
     }
 
 
@@ -112,6 +114,7 @@ def open_environments(
         copies = FunctionalOnHost(environments, num_envs=min(episodes, CONCURRENT), seed=seed)
         environments = HostEnvironments(copies, name=name, seeded=True)
     if environments.spaces != policy.spaces and not _compatible(policy, environments):
+        environments.close()
         raise UsageError(f"{name} has spaces {environments.spaces}, but the policy was trained on {policy.spaces}")
     return Opened(name, environments, selection.backend)
 

@@ -96,7 +96,19 @@ def train_seeds(
         raise EnvironmentFault(describe_failure(error, home)) from error
     iterations, together = configuration.iterations, configuration.rollouts_per_report
     with ExitStack() as stack:
-        stack.callback(iteration.close)
+        label = f"{configuration.algorithm} {run.env}" + (f" × {count} seeds" if count > 1 else "")
+        total = iterations * configuration.slots
+        progress = Progress(label, total, done=first * configuration.slots, quiet=quiet)
+        said = set[str]()
+
+        def closed(notices: tuple[str, ...]) -> None:
+            """Say each of them once: a run may close its environments many times."""
+            for notice in notices:
+                if notice not in said:
+                    progress.say(notice)
+            said.update(notices)
+
+        stack.callback(lambda: closed(iteration.close()))  # last of all: it runs the user's program once more
         if checkpoint is not None:
             restore(checkpoint, iteration, standing)
         if start is not None:
@@ -104,9 +116,7 @@ def train_seeds(
             standing.resumed.append({"step": first * configuration.slots, "exact": start.exact})
             Checkpoints(home).forget_after(first * configuration.slots)
         writers = [stack.enter_context(writer) for writer in _open_folders(configuration, folders, start)]
-        label = f"{configuration.algorithm} {run.env}" + (f" × {count} seeds" if count > 1 else "")
-        total = iterations * configuration.slots
-        progress = stack.enter_context(Progress(label, total, done=first * configuration.slots, quiet=quiet))
+        stack.enter_context(progress)
         of_start = () if start is None else start.notices
         of_metrics = [notice for writer in writers for notice in writer.notices]
         for notice in (*source.notices, *_about_checkpoints(configuration, iteration), *of_start, *of_metrics):
@@ -123,7 +133,7 @@ def train_seeds(
                 began = time.perf_counter()
                 try:
                     if number > first and not iteration.whole and configuration.restarts_at(number):
-                        _restart(iteration, source, number)
+                        closed(_restart(iteration, source, number))
                         for tracker in standing.trackers:
                             tracker.cut()
                     outcome = iteration.run(number)
@@ -145,29 +155,29 @@ def train_seeds(
             raise
         trained = keeper.seconds
         _save_policies(configuration, spaces, source, iteration, standing, folders)
-    results = []
-    for i, below in enumerate(folders.values()):
-        steps, spent = standing.acted[i], standing.seconds + trained
-        result = {
-            "algorithm": configuration.algorithm,
-            "env": run.env,
-            "backend": source.backend,
-            "total_steps": steps,
-            "seconds": startup + spent,
-            "startup_seconds": startup,
-            "steps_per_second": steps / spent if spent > 0 else None,
-            "mean_return": standing.trackers[i].mean_return,
-            "run": str(below),
-            "interrupted": standing.completed < iterations and iteration.finished is None,
-            "ended_early": iteration.finished,
-            "skipped_updates": standing.skipped[i],
-            "environment_restarts": standing.restarts[i],
-            "checkpoint": keeper.last,
-            "exact_checkpoint": keeper.last_exact,
-            "resumed": standing.resumed,
-        }
-        write_json(below / SUMMARY_FILE, result)
-        results.append(result)
+        results = []
+        for i, below in enumerate(folders.values()):
+            steps, spent = standing.acted[i], standing.seconds + trained
+            result = {
+                "algorithm": configuration.algorithm,
+                "env": run.env,
+                "backend": source.backend,
+                "total_steps": steps,
+                "seconds": startup + spent,
+                "startup_seconds": startup,
+                "steps_per_second": steps / spent if spent > 0 else None,
+                "mean_return": standing.trackers[i].mean_return,
+                "run": str(below),
+                "interrupted": standing.completed < iterations and iteration.finished is None,
+                "ended_early": iteration.finished,
+                "skipped_updates": standing.skipped[i],
+                "environment_restarts": standing.restarts[i],
+                "checkpoint": keeper.last,
+                "exact_checkpoint": keeper.last_exact,
+                "resumed": standing.resumed,
+            }
+            write_json(below / SUMMARY_FILE, result)
+            results.append(result)
     return results
 
 
@@ -241,13 +251,13 @@ def _about_checkpoints(configuration: TrainConfiguration, iteration: Iteration) 
     return (f"exact checkpoints every {grid:,} steps (--restart-every): the state of {run.env} cannot be saved in between",)
 
 
-def _restart(iteration: Iteration, source: Source, number: int) -> None:
-    """Begin iteration ``number`` with fresh environments."""
+def _restart(iteration: Iteration, source: Source, number: int) -> tuple[str, ...]:
+    """Begin iteration ``number`` with fresh environments; returns notices about the end of the old ones."""
     assert isinstance(source, Selection)
     assert source.again is not None
     again = source.again
     try:
-        iteration.restart(number, lambda: again(number).environments)
+        return iteration.restart(number, lambda: again(number).environments)
     except UsageError as error:
         raise EnvironmentFault(f"the environments could not begin afresh: {error}") from error
 

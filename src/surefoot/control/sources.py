@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from surefoot.control.configuration import Backend, TrainConfiguration
+from surefoot.control.environments.host import HostEnvironments
 from surefoot.control.environments.making import Environment
 from surefoot.control.environments.select import Selection, select_environments
 from surefoot.control.environments.workers.vector import WorkerSettings
@@ -10,6 +11,12 @@ from surefoot.control.recorded.source import RecordedSource, open_recorded
 from surefoot.errors import UsageError
 
 Source = Selection | RecordedSource
+
+
+def close_source(source: Source) -> tuple[str, ...]:
+    """Close the environments that a source was opened with, unless they are closed already; returns notices of what went wrong."""
+    environments = source.environments if isinstance(source, Selection) else None
+    return environments.close() if isinstance(environments, HostEnvironments) else ()
 
 
 def open_source(

@@ -13,11 +13,10 @@ from surefoot.control.compilation import use_persistent_cache
 from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.durability.resuming import backend_of, check_source, find_start, finished_before, read_configuration
 from surefoot.control.environments.functional import FunctionalEnvironment
-from surefoot.control.environments.host import HostEnvironments
 from surefoot.control.environments.making import Environment, environment_name
 from surefoot.control.environments.select import Selection
 from surefoot.control.loop import train_seeds
-from surefoot.control.sources import Source, open_source
+from surefoot.control.sources import Source, close_source, open_source
 from surefoot.errors import UsageError
 from surefoot.runs.directory import CONFIGURATION_FILE, SUMMARY_FILE, create_run_folder, write_json
 from surefoot.runs.lock import RunLock
@@ -57,11 +56,14 @@ def train(
     started = time.time() if started is None else started
     use_persistent_cache()
     configuration, source = open_source(configuration, environment, seed=configuration.run.seed)
-    name = configuration.run.env if environment is None else environment_name(environment)
-    folder = create_run_folder(configuration.run.out, name=f"{configuration.algorithm}-{name}")
-    with RunLock(folder):
-        write_json(folder / CONFIGURATION_FILE, configuration.as_dict())
-        return _train_all(configuration, folder, environment, source=source, quiet=quiet, started=started)
+    try:
+        name = configuration.run.env if environment is None else environment_name(environment)
+        folder = create_run_folder(configuration.run.out, name=f"{configuration.algorithm}-{name}")
+        with RunLock(folder):
+            write_json(folder / CONFIGURATION_FILE, configuration.as_dict())
+            return _train_all(configuration, folder, environment, source=source, quiet=quiet, started=started)
+    finally:
+        close_source(source)  # where the run did not come so far that it was done
 
 
 def resume(
@@ -129,12 +131,15 @@ def _train_all(
         if source is None:
             began, backend = (0 if start is None else start.iteration), backend_of(start, configuration, environment)
             shaped, source = open_source(configuration, environment, seed=next(iter(folders)), began=began, backend=backend)
-        if start is not None:
-            check_source(start, source)
-        if resumed and len(seeds) > 1:  # of one seed the same is done below
-            (folder / SUMMARY_FILE).unlink(missing_ok=True)
-            write_json(folder / CONFIGURATION_FILE, configuration.as_dict())
-        return train_seeds(shaped, source, folders, home=home, start=start, quiet=quiet, started=started, stop=stop)
+        try:
+            if start is not None:
+                check_source(start, source)
+            if resumed and len(seeds) > 1:  # of one seed the same is done below
+                (folder / SUMMARY_FILE).unlink(missing_ok=True)
+                write_json(folder / CONFIGURATION_FILE, configuration.as_dict())
+            return train_seeds(shaped, source, folders, home=home, start=start, quiet=quiet, started=started, stop=stop)
+        finally:
+            close_source(source)
 
     with StopRequest().listening() as stop:
         if len(seeds) == 1:
@@ -151,8 +156,7 @@ def _train_all(
                 opened: Source | None = source
                 if resumed:  # perhaps not what stepped the environments before, nor of a seed that goes on
                     opened = None
-                    if isinstance(source, Selection) and isinstance(source.environments, HostEnvironments):
-                        source.environments.close()
+                    close_source(source)
                 for seed, below in folders.items():
                     finished = finished_before(below, total_steps=configuration.run.total_steps) if resumed else None
                     if finished is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import gymnasium
@@ -113,7 +114,7 @@ def functional_step(environment: FunctionalEnvironment) -> EnvironmentStep:
         limit = environment.max_episode_steps
         truncated = jnp.zeros_like(terminated) if limit is None else (steps >= limit) & ~terminated & ~resets
         following = FunctionalState(state, steps, terminated | truncated, key)
-        reward = jnp.where(resets, 0.0, reward).astype(jnp.float32)
+        reward = jnp.where(resets, 0.0, jnp.reshape(reward, ())).astype(jnp.float32)
         return following, observation.astype(jnp.float32), reward, terminated, truncated
 
     return jax.vmap(one)
@@ -172,7 +173,7 @@ def check_functional(environment: FunctionalEnvironment, *, name: str) -> None:
     for what, value, shape in (
         ("initial's observation", observation, expected),
         ("transition's observation", later, expected),
-        ("its reward", reward, ()),
+        ("its reward", reward, jnp.shape(reward) if math.prod(jnp.shape(reward)) == 1 else ()),  # one number
         ("terminated", terminated, ()),
     ):
         if jnp.shape(value) != shape:

@@ -9,10 +9,11 @@ import numpy as np
 from gymnasium import Env, Wrapper
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from surefoot.control.environments.closing import close_vector
 from surefoot.control.environments.outputs import WrongOutput, checked_reset, checked_rows, checked_step
 from surefoot.control.environments.workers.vector import Restarts, WorkerEnvironments
 from surefoot.control.policies.spaces import Spaces, describe_spaces
-from surefoot.errors import EnvironmentFault
+from surefoot.errors import EnvironmentFault, UsageError
 
 
 class NameFaults(Wrapper):
@@ -86,7 +87,13 @@ class HostEnvironments:
         self.name, self._environments, self._seeded = name, environments, seeded
         single_observation = getattr(environments, "single_observation_space", environments.observation_space)
         single_action = getattr(environments, "single_action_space", environments.action_space)
-        self.spaces: Spaces = describe_spaces(single_observation, single_action, name=name)
+        self._waiting, self._closed = False, False
+        """Whether their last call has not returned, and whether they are closed."""
+        try:
+            self.spaces: Spaces = describe_spaces(single_observation, single_action, name=name)
+        except UsageError:
+            self.close()
+            raise
         self.observation_space, self.action_space = single_observation, single_action
         """One environment's, in Gymnasium's words."""
         self.num_envs = int(environments.num_envs if hasattr(environments, "num_envs") else environments.config["num_envs"])
@@ -112,7 +119,9 @@ class HostEnvironments:
         self._steps = steps
         try:
             options = {} if self._seeded else {"seed": environment_seed(seed, began)}
+            self._waiting = True
             observations, _ = self._environments.reset(**options)
+            self._waiting = False
         except EnvironmentFault:
             raise
         except (Exception, SystemExit) as error:
@@ -137,7 +146,9 @@ class HostEnvironments:
             actions = actions.astype(self._dtype, copy=False)
             if self._bounds is not None:
                 actions = np.clip(actions, *self._bounds)
+            self._waiting = True
             observations, rewards, terminated, truncated, info = self._environments.step(actions)
+            self._waiting = False
         except EnvironmentFault:
             raise
         except (Exception, SystemExit) as error:
@@ -173,7 +184,9 @@ class HostEnvironments:
     def _reset_ended(self, ended: np.ndarray) -> np.ndarray:
         """Where environments do not reset by themselves; the observations of all."""
         try:
+            self._waiting = True
             observations, _ = self._environments.reset(options={"reset_mask": ended})
+            self._waiting = False
         except EnvironmentFault:
             raise
         except (Exception, SystemExit) as error:
@@ -185,7 +198,7 @@ class HostEnvironments:
     def _rows(self, values: Any, what: str, step: int) -> np.ndarray:
         shape = (self.num_envs, self.spaces.observation_size) if what == "observations" else (self.num_envs,)
         try:
-            return checked_rows(values, what, shape, flags=what in ("terminated", "truncated"))
+            return checked_rows(values, what, shape, flags=what in ("terminated", "truncated"), column=what == "rewards")
         except WrongOutput as error:
             raise EnvironmentFault(f"{self.name} returned {error}, at vector step {step}") from error
 
@@ -207,10 +220,12 @@ class HostEnvironments:
                 raise EnvironmentFault(describe_fault(self.name, what, step, index[0], index[1:], float(values[index])))
         return values
 
-    def close(self) -> None:
-        """Close the environments."""
-        if isinstance(self._environments, VectorEnv):
-            self._environments.close()
+    def close(self) -> tuple[str, ...]:
+        """Close the environments, the first time that it is called; returns a notice for what went wrong in that."""
+        if self._closed or not isinstance(self._environments, VectorEnv):
+            return ()
+        self._closed = True
+        return close_vector(self._environments, self.name, failed=self._waiting)
 
 
 def describe_fault(name: str, what: str, step: int, environment: int, component: tuple[int, ...], value: float) -> str:

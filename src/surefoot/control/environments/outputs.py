@@ -60,7 +60,7 @@ def checked_reset(returned: Any, space: Space) -> tuple[np.ndarray, dict[str, An
     return _observation(returned[0], space), _info(returned[1])
 
 
-def checked_rows(values: Any, what: str, shape: tuple[int, ...], *, flags: bool = False) -> np.ndarray:
+def checked_rows(values: Any, what: str, shape: tuple[int, ...], *, flags: bool = False, column: bool = False) -> np.ndarray:
     """One row per environment, as vector environments return them.
 
     Args:
@@ -68,11 +68,14 @@ def checked_rows(values: Any, what: str, shape: tuple[int, ...], *, flags: bool 
         what: what it should be, in the plural.
         shape: that it must have.
         flags: whether they are true or false, and not numbers.
+        column: whether a column of them is taken as well, and of one environment the number alone.
 
     Raises:
         WrongOutput: it has another shape, or other values.
     """
     array = values if type(values) is np.ndarray else _array(values, what)
+    if column and array.size == shape[0] and array.shape in ((*shape, 1), ()):
+        array = array.reshape(shape)
     if array.shape != shape:
         raise WrongOutput(f"{what} of shape {array.shape}, where {shape} is right")
     if flags:
@@ -99,9 +102,9 @@ def _observation(value: Any, space: Space) -> np.ndarray:
 def _reward(value: Any) -> float:
     if type(value) is not float:
         array = _array(value, "a reward")
-        if array.shape != () or array.dtype.kind not in NUMBERS:
+        if array.size != 1 or array.dtype.kind not in NUMBERS:  # whatever its shape, one number is one number
             raise WrongOutput(f"a reward that is {_described(value)}, where one number is right")
-        value = float(array)
+        value = float(array.item())
     return value
 
 

@@ -68,11 +68,11 @@ class Iteration(Protocol):
         """
         ...
 
-    def restart(self, number: int, make: Callable[[], Any]) -> None:
+    def restart(self, number: int, make: Callable[[], Any]) -> tuple[str, ...]:
         """Begin iteration ``number`` with the environments that ``make`` makes; only where the state is not whole.
 
         To the learner the episodes that were going on are cut: it has bootstrapped at the end of the last rollout, and now forgets
-        them.
+        them. Returns as :meth:`close`.
         """
         ...
 
@@ -92,8 +92,8 @@ class Iteration(Protocol):
         """The learner of each seed as it is now, in NumPy."""
         ...
 
-    def close(self) -> None:
-        """Release environments and threads."""
+    def close(self) -> tuple[str, ...]:
+        """Release environments and threads; returns notices of what went wrong in that."""
         ...
 
 

@@ -110,10 +110,11 @@ class FusedIteration:
         seed = self._seeds[which] if len(self._seeds) > 1 else None
         raise diverged(self._configuration, number + i, after, {k: v[which, i] for k, v in metrics.items()}, seed=seed)
 
-    def restart(self, number: int, make: Callable[[], Pool]) -> None:
+    def restart(self, number: int, make: Callable[[], Pool]) -> tuple[str, ...]:
         """See :class:`Iteration`."""
         self.learner = cut_episodes(self.learner)
         self._begin(make(), self._spaces)
+        return ()
 
     def _tree(self) -> dict[str, Any]:
         return {"learner": self.learner} | ({"environments": self._carry} if self.whole else {})
@@ -138,8 +139,9 @@ class FusedIteration:
         take = lambda i: jax.tree.map(lambda x: x[i], everyone)  # noqa: E731
         return [take(i) for i in range(len(self._seeds))]
 
-    def close(self) -> None:
+    def close(self) -> tuple[str, ...]:
         """Nothing to release."""
+        return ()
 
 
 def fused(configuration: TrainConfiguration, spaces: Spaces, step: EnvironmentStep, *, pooled: bool = False) -> tuple[Any, Any]:

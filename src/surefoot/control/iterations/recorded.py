@@ -83,7 +83,7 @@ class RecordedIteration:
         report |= {name: np.zeros_like(report[name]) for name in ("terminated", "truncated")}
         return Outcome(**merge_reports(report), skipped=np.asarray([skipped]), seconds={"update": time.perf_counter() - start})
 
-    def restart(self, number: int, make: Callable[[], Any]) -> None:
+    def restart(self, number: int, make: Callable[[], Any]) -> tuple[str, ...]:
         """Never called: the state is whole."""
         raise NotImplementedError
 
@@ -103,5 +103,6 @@ class RecordedIteration:
         """See :class:`Iteration`."""
         return [jax.tree.map(np.asarray, self.learner)]
 
-    def close(self) -> None:
+    def close(self) -> tuple[str, ...]:
         """Nothing to release."""
+        return ()

@@ -217,13 +217,14 @@ class SplitIteration:
             raise diverged(self._configuration, number, learner, metrics)
         self._skipped += 1
 
-    def restart(self, number: int, make: Callable[[], HostEnvironments | Pool]) -> None:
+    def restart(self, number: int, make: Callable[[], HostEnvironments | Pool]) -> tuple[str, ...]:
         """See :class:`Iteration`; of the programs only a pool's rollout is made again, which has the pool in it."""
-        self._close_environments()
+        notices = self._close_environments()
         self.learner = cut_episodes(self.learner)
         self._begin(make(), number, {})
         if isinstance(self._environments, Pool):
             give_back_memory()
+        return notices
 
     def state(self) -> dict[str, np.ndarray]:
         """See :class:`Iteration`."""
@@ -237,14 +238,13 @@ class SplitIteration:
         """See :class:`Iteration`."""
         return [jax.tree.map(np.asarray, self.learner)]
 
-    def close(self) -> None:
+    def close(self) -> tuple[str, ...]:
         """Release environments and threads."""
         self._threads.shutdown()
-        self._close_environments()
+        return self._close_environments()
 
-    def _close_environments(self) -> None:
-        if isinstance(self._environments, HostEnvironments):
-            self._environments.close()
+    def _close_environments(self) -> tuple[str, ...]:
+        return self._environments.close() if isinstance(self._environments, HostEnvironments) else ()
 
 
 def rollout_shapes(configuration: TrainConfiguration, spaces: Spaces, *, finals: bool) -> Rollout:

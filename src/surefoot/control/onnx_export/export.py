@@ -26,7 +26,7 @@ def export_policy(policy: Policy, file: Path, *, environment: Environment | None
 
     Returns:
         file, bytes, env, algorithm, input and outputs (dtype and shape each), observations that were compared, the largest
-        difference of each output, and ties: observations whose action is another choice, as probable within rounding.
+        difference of each output, ties: observations whose action is another choice, as probable within rounding, and notices.
 
     Raises:
         UsageError: there is no such environment, its spaces are not the policy's, or ONNX cannot say them.
@@ -35,7 +35,7 @@ def export_policy(policy: Policy, file: Path, *, environment: Environment | None
     if not all(np.isfinite(value).all() for value in policy.parameters.values()):
         raise UsageError("the policy has weights that are not finite numbers; export one from before they were")
     opened = open_environments(policy, backend="gymnasium-sync", episodes=1, seed=0, environment=environment)
-    opened.environments.close()
+    notices = opened.environments.close()
     spaces = opened.environments.observation_space, opened.environments.action_space
     model = policy_graph(policy, *spaces)
     content = model.SerializeToString()
@@ -52,6 +52,7 @@ def export_policy(policy: Policy, file: Path, *, environment: Environment | None
         "observations_compared": agreement.observations,
         "largest_difference": agreement.largest_difference,
         "ties": agreement.ties,
+        "notices": list(notices),
     }
 
 

@@ -55,7 +55,7 @@ def record(
 
     Returns:
         env, data (the folder), dataset (its name), episodes, steps, mean_return, std_return (population), mean_length,
-        backend.
+        backend, and notices as of ``evaluate``.
 
     Raises:
         UsageError: as ``evaluate``; Minari is not installed, FILE exists, or ``deterministic``.
@@ -78,7 +78,7 @@ def record(
         with _Writer(file, opened.name, opened.environments, policy) as writer:
             returns, lengths = recorder.play(episodes, seed=seed, writer=writer)
     finally:
-        opened.environments.close()
+        notices = opened.environments.close()
     return {
         "env": opened.name,
         "data": str(file),
@@ -89,6 +89,7 @@ def record(
         "std_return": float(np.std(returns)),
         "mean_length": float(np.mean(lengths)),
         "backend": opened.backend,
+        "notices": list(notices),
     }
 
 

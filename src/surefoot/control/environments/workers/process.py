@@ -120,14 +120,18 @@ class Worker:
         self._end()
         self._connection.close()
 
-    def close(self) -> None:
-        """Let it close its environments, and end it."""
+    def release(self) -> None:
+        """Have it close its environments and end, unless an order is unanswered: then it may hang."""
+        if self.running and not self._ordered:
+            self._connection.close()
+
+    def close(self, until: float) -> None:
+        """End it: one that was released, at a moment of the monotonic clock if it has not ended before; any other at once."""
         if not self.running:
             return
-        if not self._ordered:
-            self._connection.close()
+        if self._connection.closed:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(GRACE)
+                self._process.wait(max(until - time.monotonic(), 0))
         self.kill()
 
     def _how_it_ended(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from surefoot.control.environments.closing import close_guarded
 from surefoot.control.environments.making import Environment, make_single
 from surefoot.control.environments.workers.outcomes import Unusable, describe_exception, reset_checked, step_checked
 from surefoot.errors import RunError, UsageError, require
@@ -90,7 +91,8 @@ def replay(path: str | Path, environment: Environment | None = None, *, say: Cal
         say(traceback.format_exc().rstrip())
         return Replayed(number == last, f"at {_where(command, done, ends)} it {describe_exception(error)}")
     finally:
-        made.close()
+        if (notice := close_guarded(made.close, name)) is not None:
+            say(notice)
     return Replayed(False, "it did not fail")
 
 

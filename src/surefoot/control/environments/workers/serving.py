@@ -14,6 +14,7 @@ from typing import Any
 import cloudpickle
 import gymnasium
 
+from surefoot.control.environments.closing import close_guarded
 from surefoot.control.environments.making import make_single
 from surefoot.control.environments.workers.outcomes import Unusable, describe_exception, one_line, reset_checked, step_checked
 from surefoot.control.environments.workers.progress import NONE, Progress
@@ -88,8 +89,7 @@ class _Served:
 
     def _make(self, number: int) -> gymnasium.Env:
         if (old := self._environments.pop(number, None)) is not None:
-            with contextlib.suppress(Exception):
-                old.close()
+            close_guarded(old.close, "it")
         try:
             environment, name = cloudpickle.loads(self.described)
         except Exception as error:
@@ -102,8 +102,7 @@ class _Served:
 
     def close(self) -> None:
         for environment in self._environments.values():
-            with contextlib.suppress(Exception):
-                environment.close()
+            close_guarded(environment.close, "it")
 
 
 def _leave_signals_to_the_parent() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 
 from surefoot.control.environments.making import Environment
 from surefoot.control.environments.workers.failures import KEPT_BYTES, Failure, Recording
-from surefoot.control.environments.workers.process import Gone, Worker
+from surefoot.control.environments.workers.process import GRACE, Gone, Worker
 from surefoot.errors import EnvironmentFault, UsageError
 
 FAILURES_IN_A_ROW = 10
@@ -166,8 +167,11 @@ class WorkerEnvironments(VectorEnv):
         self._close()
 
     def _close(self) -> None:
+        until = time.monotonic() + GRACE
         for worker in self._workers:
-            worker.close()
+            worker.release()
+        for worker in self._workers:
+            worker.close(until)
 
     def _recording(self, seed: int) -> Recording:
         return Recording(seed, self.single_action_space.dtype, limit=KEPT_BYTES // self.num_envs)
