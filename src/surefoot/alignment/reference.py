@@ -21,6 +21,7 @@ from surefoot.alignment.likelihood.distribution import PLAIN, AnswerDistribution
 from surefoot.alignment.likelihood.likelihood import CompletionLogProbabilities, Likelihood
 from surefoot.alignment.likelihood.packing import Group
 from surefoot.alignment.methods.method import groups_of
+from surefoot.alignment.models.adapters import adds_nothing
 from surefoot.errors import RunError, UsageError
 from surefoot.runs.directory import write_whole
 
@@ -51,6 +52,13 @@ class LiveReference:
     def log_probabilities(self, examples: Sequence[Example]) -> Float[torch.Tensor, " N"]:
         """Log π_ref(y|x) of every answer, computed now."""
         return self.completions(groups_of(examples)).sums()
+
+    def equals(self, policy: Likelihood) -> bool:
+        """Whether the policy's weights are the reference's, value by value; where it is the policy itself, whether the adapter adds 0."""
+        if self._likelihood is policy:
+            return adds_nothing(policy.model)
+        pairs = zip(policy.model.parameters(), self._likelihood.model.parameters(), strict=True)
+        return all(torch.equal(own, other) for own, other in pairs)
 
     def completions(self, groups: Sequence[Group], *, under: AnswerDistribution = PLAIN) -> CompletionLogProbabilities:
         """Log π_ref of every token, computed now."""

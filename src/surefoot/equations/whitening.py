@@ -38,8 +38,12 @@ def whiten(
     xp = namespace(x)
     zero = xp.zeros_like(x)
     x = x if valid is None else xp.where(valid, x, zero)
-    mean = masked_mean(x, valid)
-    centred = x - mean
+    # One of the entries is subtracted first: equal ones then differ by 0, where their mean might be rounded.
+    some = xp.max(x if valid is None else xp.where(valid, x, -xp.inf))
+    some = xp.where(xp.isfinite(some), some, xp.zeros_like(some))
+    since = x - some if valid is None else xp.where(valid, x - some, zero)
+    mean = masked_mean(since, valid)
+    centred = since - mean
     whitened = centred / xp.sqrt(masked_mean(centred**2, valid) + epsilon)
-    whitened = whitened if shift_mean else whitened + mean
+    whitened = whitened if shift_mean else whitened + (some + mean)
     return whitened if valid is None else xp.where(valid, whitened, zero)

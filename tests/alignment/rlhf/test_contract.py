@@ -22,7 +22,7 @@ from surefoot.alignment.rlhf.critic import Critic
 from surefoot.alignment.rlhf.experience import Answered, Experience
 from surefoot.alignment.rlhf.learner import PolicyOptimization
 from surefoot.alignment.rlhf.objective import accumulate_gradients
-from surefoot.alignment.rlhf.weighing import weigh
+from surefoot.alignment.rlhf.weighing import TokenRewards, weigh
 from surefoot.control.policies.spaces import ActionSpace, Spaces
 from surefoot.control.rollout import Rollout
 from surefoot.control.update.descent import improve_actor, improve_critic
@@ -150,7 +150,8 @@ def test_one_recorded_batch_moves_both_engines_parameters_alike(critic, value_cl
     ]
     old = torch.from_numpy(batch["log_probabilities"])[None]
     answered = Experience(groups, np.ones(SAMPLES, bool), batch["rewards"], old, old, torch.from_numpy(batch["values"])[None])
-    weighed = weigh(answered, torch.from_numpy(batch["rewards"])[None], chosen)
+    earned = torch.from_numpy(batch["rewards"])[None]
+    weighed = weigh(answered, TokenRewards(earned, torch.zeros_like(earned)), chosen)
     actor, value = as_linear(*of_actor), as_linear(*of_critic)
     own = critic == "own"
     learned = Critic(Table(value)) if own else Critic(head=value)

@@ -91,6 +91,7 @@ def test_no_option_is_dead():
         ({"weight": "reward-to-go"}, {"trace_decay": 0.5, "divide_by_deviation": True, "value_coefficient": 2.0}),
         ({"critic": "shared"}, {"critic_learning_rate": 0.5}),
         ({}, {"value_coefficient": 2.0, "kl_horizon": 20}),
+        ({"beta": 0.0}, {"kl_placement": "loss"}),
         ({"update_epochs": 1}, {"clip_range": 0.01, "target_kl": 1e-4, "value_clip_range": 0.01}),
     ],
 )
@@ -109,6 +110,7 @@ def test_what_is_called_idle_is(base, changed):
         (["--critic", "shared", "--critic-learning-rate", "1e-5"], "its head"),
         (["--value-coefficient", "0.5"], "own optimiser"),
         (["--kl-horizon", "100"], "does not adapt"),
+        (["--beta", "0", "--kl-placement", "loss"], "no KL penalty"),
         (["--held-out", "0.1"], "measures reward"),
         (["--top-k", "5"], "support"),
         (["--top-p", "0.9"], "support"),

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from surefoot.alignment.configuration import configure
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
 from surefoot.alignment.models.loading import load_policy, load_reward_model
-from surefoot.alignment.rlhf import opening
+from surefoot.alignment.reference import LiveReference
+from surefoot.alignment.rlhf import online, opening
 from surefoot.alignment.rlhf.online import Online
 from surefoot.alignment.training import align
 from surefoot.errors import RunError, UsageError
@@ -172,6 +173,32 @@ def test_answers_can_be_read_while_the_run_goes_on(model, data, tmp_path):
     assert result["iterations"] == 8
     run(model, data, tmp_path / "silent", epochs=1, objective={"weight": "group", "samples_every": 0})
     assert not (tmp_path / "silent" / "samples.jsonl").exists()
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_without_a_penalty_there_is_no_reference_model(lora_rank, model, data, tmp_path, monkeypatch):
+    """No copy, no forward pass, no log-probabilities; unless the run is to stop by its distance from it."""
+    made, computed = [], []
+    live, completions = online.live_reference, LiveReference.completions
+    monkeypatch.setattr(online, "live_reference", lambda *arguments: made.append(1) or live(*arguments))
+    monkeypatch.setattr(
+        LiveReference, "completions", lambda self, *a, **options: computed.append(1) or completions(self, *a, **options)
+    )
+    chosen = {"weight": "group", "beta": 0.0, "samples_every": 1}
+    choices = {"epochs": 3, "adapter": {"lora_rank": lora_rank}}
+    result = run(model, data, tmp_path / "run", objective=chosen, **choices)
+    assert (made, computed) == ([], [])
+    assert all(set(line) == EVERYWHERE - {"kl/reference"} for line in metrics_of(result))
+    assert result["kl_reference"] is None
+    entries = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert all("reward" in entry and "kl" not in entry for entry in entries)
+    measured = run(model, data, tmp_path / "measured", objective=chosen | {"stop_kl": 1e9}, **choices)
+    assert made == [1]
+    assert len(computed) == 2  # in the first iteration the policy is the reference
+    assert measured["kl_reference"] != 0
+    assert torch.equal(weights(measured), weights(result))
+    compared = run(model, data, tmp_path / "compared", objective=chosen | {"beta": 1e-9}, **choices)
+    assert compared["kl_reference"] == pytest.approx(measured["kl_reference"], rel=1e-3)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(model, data, tmp_path):

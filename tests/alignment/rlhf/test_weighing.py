@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -24,12 +23,15 @@ TOKEN_REWARDS = [[-0.5, 0.0, 4.0 + 1.0], [-1.0 - 1.0]]
 RETURNS = [4.5, -2.0]
 
 
-def hand(behind=0.0, values=VALUES, **choices):
+def hand(behind=0.0, values=VALUES, rewards=REWARDS, beta=0.5, **choices):
     """ψ, targets and returns of the two answers."""
     chosen = settings(answers_per_prompt=2, **choices)
-    answered = experience(LOG_PROBABILITIES, reference=REFERENCE, values=values, rewards=REWARDS, behind=behind)
-    earned = torch.tensor(REWARDS, dtype=torch.float64)
-    return weigh(answered, token_rewards(answered, earned, beta=0.5, settings=chosen), chosen)
+    finished = [False, True]
+    answered = experience(
+        LOG_PROBABILITIES, reference=REFERENCE, values=values, rewards=rewards, behind=behind, finished=finished
+    )
+    earned = torch.tensor(rewards, dtype=torch.float64)
+    return weigh(answered, token_rewards(answered, earned, beta=beta, settings=chosen), chosen)
 
 
 def same(tensor, expected):
@@ -39,14 +41,15 @@ def same(tensor, expected):
 def test_a_token_costs_its_divergence_and_the_last_one_earns_the_reward():
     answered = experience(LOG_PROBABILITIES, reference=REFERENCE)
     rewards = token_rewards(answered, torch.tensor(REWARDS, dtype=torch.float64), beta=0.5, settings=settings())
-    same(rewards, columns(TOKEN_REWARDS))
+    same(rewards.total, columns(TOKEN_REWARDS))
+    same(rewards.earned, columns([[0, 0, 4], [-1]]))
 
 
 def test_with_the_divergence_in_the_loss_only_the_last_token_earns():
     answered = experience(LOG_PROBABILITIES, reference=REFERENCE)
     earned = torch.tensor(REWARDS, dtype=torch.float64)
     rewards = token_rewards(answered, earned, beta=0.5, settings=settings(kl_placement="loss"))
-    same(rewards, columns([[0, 0, 4], [-1]]))
+    same(rewards.total, columns([[0, 0, 4], [-1]]))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +82,8 @@ def test_answers_to_one_prompt_are_compared_with_their_mean_or_with_the_others()
     same(hand(weight="group", values=None).weights, columns([[3.25] * 3, [-3.25]]))
     same(hand(weight="leave-one-out", values=None).weights, columns([[6.5] * 3, [-6.5]]))
     divided = hand(weight="group", values=None, divide_by_deviation=True).weights
-    share = 3.25 / (3.25 * math.sqrt(2) + 1e-4)
+    # the rewards 4 and −1 are divided by their deviation; the divergences −1 and 2, times ½, are only compared
+    share = 2.5 / (2.5 * math.sqrt(2) + 1e-4) + 0.5 * 1.5
     same(divided, columns([[share] * 3, [-share]]))
 
 
@@ -100,11 +104,17 @@ def test_answers_to_other_prompts_are_compared_with_nothing():
 def test_an_answer_that_was_cut_earns_what_the_options_say(choices, expected):
     given = torch.tensor(REWARDS, dtype=torch.float64)
     finished = torch.tensor([False, True])
-    same(RewardScale().answer_rewards(given, finished, settings(**choices)), expected)
+    answered = experience([[0.0] * 3, [0.0]], finished=finished.tolist())
+
+    def earned(scale):
+        chosen = settings(**choices)
+        rewards = token_rewards(answered, scale.answer_rewards(given, finished, chosen), beta=0.5, settings=chosen)
+        return rewards.total.sum(dim=0)
+
+    same(earned(RewardScale()), expected)
     # and neither is standardised with the rewards
-    scaled = RewardScale(center=2.0, scale=0.5).answer_rewards(given, finished, settings(**choices))
     first = {"unfinished_reward": -7.0, "unfinished_penalty": 4.0 - 1.5}
-    same(scaled, [first.get(next(iter(choices), ""), 4.0), -6])
+    same(earned(RewardScale(center=2.0, scale=0.5)), [first.get(next(iter(choices), ""), 4.0), -6])
 
 
 def test_a_cut_answer_ends_where_it_was_cut():
@@ -117,28 +127,79 @@ def test_a_cut_answer_ends_where_it_was_cut():
     same(weighed.weights, columns([[0.5 + 0.5 * (1 - 4.5), 1 - 4.5, -9], [-6]]))
 
 
-def test_rewards_are_scaled_over_tokens_and_keep_their_mean():
+def test_the_answers_rewards_are_scaled_and_keep_their_mean():
     answered = experience(LOG_PROBABILITIES, reference=REFERENCE)
     earned = torch.tensor(REWARDS, dtype=torch.float64)
     rewards = token_rewards(answered, earned, beta=0.5, settings=settings(whiten_rewards=True))
-    plain = np.array([-0.5, 0.0, 5.0, -2.0])
-    expected = plain.mean() + (plain - plain.mean()) / plain.std()
-    torch.testing.assert_close(rewards, columns([expected[:3].tolist(), expected[3:].tolist()]), rtol=0, atol=1e-7)
+    # 4 and −1 have the mean 1.5 and deviate from it by 2.5
+    torch.testing.assert_close(rewards.earned, columns([[0, 0, 1.5 + 1], [1.5 - 1]]), rtol=0, atol=1e-7)
+    torch.testing.assert_close(rewards.total, columns([[-0.5, 0, 2.5 + 1], [0.5 - 1]]), rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("weight", ["gae", "reward-to-go", "group", "leave-one-out"])
-def test_advantages_are_whitened_over_tokens_and_targets_are_not(weight):
+# Of KL −1, 0 … in the tokens, times β = ½: what follows from each token on, −½, −1, −1 and 1, less the tokens' mean −⅜;
+# or of the answers, −½ and 1, less their mean, or less the other one.
+PENALTIES = {
+    "gae": [[-0.125, -0.625, -0.625], [1.375]],
+    "reward-to-go": [[-0.125, -0.625, -0.625], [1.375]],
+    "group": [[-0.75] * 3, [0.75]],
+    "leave-one-out": [[-1.5] * 3, [1.5]],
+}
+
+
+@pytest.mark.parametrize("weight", list(PENALTIES))
+def test_advantages_are_whitened_over_tokens_and_neither_targets_nor_penalties_are(weight):
     values = VALUES if weight == "gae" else None
-    plain = hand(weight=weight, values=values)
+    plain = hand(weight=weight, values=values, beta=0.0)
     whitened = hand(weight=weight, values=values, whiten_advantages=True)
     valid = columns([[1, 1, 1], [1]]) > 0
     numbers = plain.weights[valid]
-    expected = (numbers - numbers.mean()) / numbers.std(correction=0)
+    expected = (numbers - numbers.mean()) / numbers.std(correction=0) - columns(PENALTIES[weight])[valid]
     torch.testing.assert_close(whitened.weights[valid], expected, rtol=0, atol=1e-7)
     assert not bool(whitened.weights[~valid].any())
     if weight == "gae":
         same(whitened.targets, plain.targets)
     same(whitened.returns, RETURNS)
+
+
+NORMALISED = [
+    *({"weight": weight, "whiten_advantages": True} for weight in PENALTIES),
+    *({"weight": weight, "whiten_rewards": True} for weight in ("group", "leave-one-out")),
+    {"weight": "group", "divide_by_deviation": True},
+]
+
+
+@pytest.mark.parametrize("choices", NORMALISED)
+@pytest.mark.parametrize("taken_off", ["beta", "unfinished_penalty"])
+def test_where_rewards_are_equal_what_is_taken_off_keeps_the_scale_that_it_was_given(choices, taken_off):
+    """However small: were it normalised with the rewards, ψ would be as large as ever."""
+    values = [[0.0] * 3, [0.0]] if choices["weight"] == "gae" else None
+
+    def weights(scale):
+        rest = {"beta": 0.0, taken_off: scale}
+        return hand(values=values, rewards=[0.0, 0.0], **rest, **choices).weights
+
+    large = weights(1.0)
+    assert float(large.abs().max()) > 0.1
+    for scale in (1e-3, 1e-6, 1e-9):
+        torch.testing.assert_close(weights(scale), scale * large, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reward", [0.0, 0.1, -7.3])
+@pytest.mark.parametrize("choices", [*NORMALISED, {"weight": "group"}, {"weight": "leave-one-out"}])
+def test_equal_rewards_weigh_nothing_to_the_bit(choices, reward, dtype):
+    if choices["weight"] == "gae" and reward:
+        choices = choices | {
+            "trace_decay": 1.0
+        }  # with λ < 1 the critic's error, which is the reward, counts less before the end
+    count = 3 * 7
+    answered = experience([[0.0] * (1 + n % 5) for n in range(count)], values=[[0.0] * (1 + n % 5) for n in range(count)])
+    chosen = settings(answers_per_prompt=7, **choices)
+    answered.log_probabilities = answered.reference = answered.log_probabilities.to(dtype)
+    answered.values = answered.values.to(dtype) if choices["weight"] == "gae" else None
+    earned = torch.full((count,), reward, dtype=dtype)
+    weighed = weigh(answered, token_rewards(answered, earned, beta=0.05, settings=chosen), chosen)
+    assert not bool(weighed.weights.any())
 
 
 @pytest.mark.parametrize("behind", [1e3, -1e3, math.nan, math.inf])
@@ -166,10 +227,10 @@ def test_rewards_are_standardised_by_numbers_that_stay():
         same(RewardScale.of(first, chosen).answer_rewards(later, all_finished, chosen), expected)
 
 
-@pytest.mark.parametrize("rewards", [[3.0, 3.0, 3.0], [3.0]])
+@pytest.mark.parametrize("rewards", [[3.0, 3.0, 3.0], [3.0], [0.1] * 7, [1 / 3] * 100])
 def test_rewards_that_are_all_equal_are_centred_and_keep_their_scale(rewards):
     given = torch.tensor(rewards, dtype=torch.float64)
-    assert RewardScale.of(given, settings(standardize_rewards="scale")) == (3.0, 1.0)
+    assert RewardScale.of(given, settings(standardize_rewards="scale")) == (rewards[0], 1.0)
 
 
 @st.composite
@@ -225,4 +286,4 @@ def test_the_divergence_in_the_reward_leaves_the_answers_reward_at_its_real_end(
     # the longest answer comes second: an end that were read off the row's length would be wrong for the first
     answered = experience([[0.0], [0.0] * 4])
     rewards = token_rewards(answered, torch.tensor([5.0, 7.0], dtype=torch.float64), beta=0.5, settings=settings())
-    same(rewards, columns([[5], [0, 0, 0, 7]]))
+    same(rewards.total, columns([[5], [0, 0, 0, 7]]))

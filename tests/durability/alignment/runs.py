@@ -22,8 +22,8 @@ from tests.alignment.tokenizers import WORDS
 
 REWARDS = '''
 def good(prompts, completions):
-    """How often the word occurs."""
-    return [float(text.split().count("good")) for text in completions]
+    """How often the word occurs, and something for the length, so that there is something to learn in every iteration."""
+    return [text.split().count("good") + len(text) / 8 for text in completions]
 '''
 TIMES = ("seconds", "updating")
 """Of a state, what a clock says."""

@@ -24,14 +24,13 @@ from tests.alignment.tokenizers import word_level
 from tests.durability.alignment.runs import assert_the_same, crashed, files, lines, material, resume, settings
 
 torch.set_num_threads(1)
-FAILING = '''
+FAILING = """
 import os
 
 calls = 0
 
 def good(prompts, completions):
-    """How often the word occurs."""
-    return [float(text.split().count("good")) for text in completions]
+    return [text.split().count("good") + len(text) / 8 for text in completions]
 
 def at_times(prompts, completions):
     global calls
@@ -48,7 +47,7 @@ def not_at_first(prompts, completions):
     global calls
     calls += 1
     return never(prompts, completions) if calls == 1 else good(prompts, completions)
-'''
+"""
 
 
 @pytest.fixture(autouse=True)

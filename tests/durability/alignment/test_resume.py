@@ -159,7 +159,7 @@ def test_the_best_is_kept_without_patience_too(folder, tmp_path, monkeypatch):
 
 def test_the_best_of_answers_that_are_sampled_is_by_the_return_of_ten_iterations(folder, tmp_path):
     choices = {"training__keep_checkpoints": 1, "training__checkpoint_every": "1", "training__learning_rate": 0.05}
-    align(settings("ppo", folder, tmp_path / "run", training__epochs=8, **choices), quiet=True)
+    align(settings("ppo", folder, tmp_path / "run", training__epochs=6, **choices), quiet=True)
     returns = [line["return"] for line in lines(tmp_path / "run")]
     means = [np.mean(returns[max(0, i - 9) : i + 1]) for i in range(len(returns))]
     best = int(np.argmax(means)) + 1

@@ -40,7 +40,9 @@ def can_be_computed_at_once(configuration: AlignConfiguration, likelihood: Likel
     checkpointing, which looks at the state of random numbers; and on a GPU.
     """
     objective, adapter = configuration.objective, configuration.adapter
-    live = isinstance(objective, PPOConfiguration) or (isinstance(objective, DPOConfiguration) and objective.live_reference)
+    live = objective.live_reference if isinstance(objective, DPOConfiguration) else False
+    if isinstance(objective, PPOConfiguration):
+        live = objective.needs_reference
     switches = live and adapter.lora_rank > 0
     draws = configuration.model.dropout or adapter.lora_dropout > 0 or configuration.model.gradient_checkpointing
     return likelihood.device.type == "cpu" and not (switches or draws or likelihood.positions_depend_on_batch)

@@ -56,6 +56,13 @@ def is_adapted(model: Any) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "disable_adapter")
 
 
+def adds_nothing(model: Any) -> bool:
+    """Whether an adapter adds exactly 0 everywhere, as it does until it is trained: of every layer's A and B, one is 0."""
+    adapted = (module for module in model.modules() if getattr(module, "lora_A", None))
+    layers = [(module.lora_A[name].weight, module.lora_B[name].weight) for module in adapted for name in module.active_adapters]
+    return bool(layers) and all(not bool(b.any()) or not bool(a.any()) for a, b in layers)
+
+
 @contextmanager
 def adapter_switched_off(model: Any) -> Iterator[None]:
     """Within it the model computes what it did before :func:`add_adapter`: a reference model that costs no memory.

@@ -36,10 +36,11 @@ class PPOConfiguration(Settings):
     shortest_answer: int = 1
     """Tokens that an answer has at least: before, its end is excluded, in sampling and in every log-probability."""
     beta: float = 0.05
-    """β, reward units per nat of KL(π‖π_ref)."""
+    """β, reward units per nat of KL(π‖π_ref); where rewards or ψ are normalised, normalised units. 0 has no reference model at all,
+    unless --stop-kl needs one."""
     kl_placement: Literal["reward", "loss"] = "reward"
-    """reward takes β log π/π_ref off every token's reward; loss adds β times ½ (log π/π_ref)² of the whole answer to the loss,
-    whose gradient is that of KL(π‖π_ref)."""
+    """reward takes β log π/π_ref off every token's reward, behind all that normalises rewards or ψ; loss adds β times
+    ½ (log π/π_ref)² of the whole answer to the loss, whose gradient is that of KL(π‖π_ref)."""
     kl_target: float | None = None
     """Adapt β so that KL(π‖π_ref), in nats per answer, settles here; none keeps β."""
     kl_horizon: int = 10_000
@@ -72,20 +73,20 @@ class PPOConfiguration(Settings):
     entropy_coefficient: float = 0.0
     """Weight of the mean entropy per token, which keeps the policy from settling too soon."""
     whiten_advantages: bool = False
-    """Shift and scale ψ to mean 0 and standard deviation 1 over a batch's tokens. Steps then do not depend on the reward's scale; near
-    the optimum, where ψ vanishes, it blows noise up."""
+    """Shift and scale ψ of the rewards to mean 0 and standard deviation 1 over a batch's tokens; the KL penalty is taken off behind that.
+    Steps then do not depend on the reward's scale; near the optimum, where ψ vanishes, it amplifies noise."""
     whiten_rewards: bool = False
-    """Scale the tokens' rewards, KL penalty included, to standard deviation 1 over a batch; their mean stays."""
+    """Scale the answers' rewards to standard deviation 1 over a batch, before the KL penalty is taken off; their mean stays."""
     divide_by_deviation: bool = False
-    """With group: divide by the standard deviation of the prompt's returns, as GRPO does. It weighs prompts by how little their
-    answers differ."""
+    """With group: divide by the standard deviation of the rewards of the prompt's answers, as GRPO does, before the KL penalty is taken
+    off. It weighs prompts by how little their answers differ; where all earn the same, ψ is the KL penalty alone."""
     standardize_rewards: Literal["none", "center", "scale"] = "none"
     """center subtracts the mean reward of the first batch, whose answers are the reference's own; scale also divides by their standard
     deviation. The two numbers then stay."""
     unfinished_reward: float | None = None
     """Reward of an answer cut at the limit, in place of its own; none keeps its own."""
     unfinished_penalty: float = 0.0
-    """Taken off the reward of an answer cut at the limit."""
+    """Taken off the reward of an answer cut at the limit, behind all that normalises rewards or ψ."""
     samples_every: int = 10
     """Iterations between two entries of answers in samples.jsonl; 0 writes none."""
 
@@ -129,11 +130,16 @@ class PPOConfiguration(Settings):
             unfinished is None or self.unfinished_penalty == 0,
             "--unfinished-penalty does nothing with --unfinished-reward; leave one out",
         )
-        shifts_all = self.standardize_rewards == "center" and unfinished is None and not self.whiten_rewards
+        shifts_all = self.standardize_rewards == "center" and unfinished is None
         require(
             not (shifts_all and self.weight in BY_GROUP),
             f"--standardize-rewards center does nothing with --weight {self.weight}, which compares a prompt's answers; take scale",
         )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether anything depends on KL(π‖π_ref)."""
+        return self.beta > 0 or self.stop_kl is not None
 
     def idle_options(self) -> dict[str, str]:
         """Settings that nothing reads under the others, each with the reason."""
@@ -149,6 +155,8 @@ class PPOConfiguration(Settings):
             idle["discount"] = f"--weight {self.weight} weighs every token by the answer's whole return"
         if self.weight != "group":
             idle["divide_by_deviation"] = f"--weight {self.weight} divides by nothing"
+        if self.beta == 0:
+            idle["kl_placement"] = "with --beta 0 there is no KL penalty"
         if self.kl_target is None:
             idle["kl_horizon"] = "without --kl-target β does not adapt"
         if self.update_epochs == self.minibatches == 1:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from surefoot.alignment.data.prompts import Prompt
 from surefoot.alignment.likelihood.likelihood import CompletionLogProbabilities
-from surefoot.alignment.likelihood.packing import Group
+from surefoot.alignment.likelihood.packing import Group, Packed
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ Places = tuple[Int[torch.Tensor, " S"], Int[torch.Tensor, " S"]]
 """Where in [T, N] each of S tokens stands."""
 
 
-def places(part: Sequence[Answered], completions: CompletionLogProbabilities) -> Places:
+def places(part: Sequence[Answered], completions: CompletionLogProbabilities | Packed) -> Places:
     """Where in the batch's arrays the tokens of some of its prompts stand."""
     numbers = [np.arange(one.first, one.first + len(one.answers)) for one in part]
     of_batch = torch.from_numpy(np.concatenate(numbers)).to(completions.completion_of.device)
@@ -61,8 +61,9 @@ class Experience:
     """As their source gave them."""
     log_probabilities: Float[torch.Tensor, "T N"]
     """Log π_old, in nats, under the distribution that was sampled from."""
-    reference: Float[torch.Tensor, "T N"]
-    """Log π_ref, in nats, under the same temperature and exclusions."""
+    reference: Float[torch.Tensor, "T N"] | None
+    """Log π_ref, in nats, under the same temperature and exclusions; ``log_probabilities`` themselves while the policy is the reference,
+    None where there is none."""
     values: Float[torch.Tensor, "T N"] | None
     """V of the state before each token, in reward units; None without a critic."""
 
@@ -87,8 +88,13 @@ class Experience:
         return torch.arange(len(self.log_probabilities), device=self.lengths.device)[:, None]
 
     @property
-    def kl_to_reference(self) -> Float[torch.Tensor, " N"]:
-        """Σ_t log π_old − log π_ref of each answer, in nats: its mean is an unbiased estimate of KL(π_old‖π_ref)."""
+    def kl_to_reference(self) -> Float[torch.Tensor, " N"] | None:
+        """Σ_t log π_old − log π_ref of each answer, in nats: its mean is an unbiased estimate of KL(π_old‖π_ref).
+
+        None without a reference.
+        """
+        if self.reference is None:
+            return None
         return torch.where(self.valid, self.log_probabilities - self.reference, 0.0).sum(dim=0)
 
 

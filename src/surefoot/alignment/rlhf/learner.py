@@ -24,6 +24,7 @@ from surefoot.alignment.learning.nonfinite import NotFinite, one_more
 from surefoot.alignment.learning.optimization import NamedParameters, descend, learning_rate_at, make_optimizer
 from surefoot.alignment.likelihood.distribution import AnswerDistribution
 from surefoot.alignment.likelihood.likelihood import Likelihood
+from surefoot.alignment.likelihood.packing import pack
 from surefoot.alignment.methods.method import Sums, add_sums
 from surefoot.alignment.models.adapters import trainable_parameters
 from surefoot.alignment.reference import LiveReference
@@ -71,7 +72,8 @@ class PolicyOptimization:
     actor: Likelihood
     """The policy, in training mode."""
     reward: RewardSource
-    reference: LiveReference
+    reference: LiveReference | None
+    """None where nothing is compared with it: it is not computed then."""
     critic: Critic | None
     """None where ψ needs none."""
     settings: PPOConfiguration
@@ -107,6 +109,7 @@ class PolicyOptimization:
         self.beta = settings.beta
         self.reward_scale: RewardScale | None = None
         self._scores_again = False
+        self._left_reference = False
         self._halves = Halves(self.training.accumulation, at_once=self.at_once)
         self._parameters: NamedParameters = trainable_parameters(self.actor.model)
         self._critic_parameters: NamedParameters = []
@@ -144,11 +147,11 @@ class PolicyOptimization:
             weighed = weigh(experience, rewards, self.settings)
             updated = self._update(experience, weighed)
         metrics = self._describe(experience, weighed) | updated
-        kl = experience.kl_to_reference.mean()
-        target, count = self.settings.kl_target, len(experience.rewards)
+        kl, target, count = experience.kl_to_reference, self.settings.kl_target, len(experience.rewards)
         if target is not None:
+            assert kl is not None
             beta = torch.as_tensor(self.beta, dtype=torch.float64)
-            kl64, horizon = kl.double().cpu(), self.settings.kl_horizon
+            kl64, horizon = kl.mean().double().cpu(), self.settings.kl_horizon
             self.beta = float(adapt_kl_coefficient_proportionally(beta, kl=kl64, target=target, answers=count, horizon=horizon))
         self.between_updates = False
         self.iterations += 1
@@ -181,8 +184,10 @@ class PolicyOptimization:
             rewards = self.reward.rewards(prompts, [one.answers for one in batch], samples.finished)
             old = side_by_side(samples.log_probabilities, device)
             values = None if self.critic is None else torch.zeros_like(old)
-            experience = Experience(batch, samples.finished, rewards, old, torch.zeros_like(old), values)
-            list(self._halves.map(lambda part: self._measure(part, experience), batch))
+            compared = self.reference is not None and not self._is_reference()
+            experience = Experience(batch, samples.finished, rewards, old, torch.zeros_like(old) if compared else None, values)
+            if compared or values is not None:
+                list(self._halves.map(lambda part: self._measure(part, experience), batch))
             for what, numbers in (("log-probability by the reference", experience.reference), ("value by the critic", values)):
                 if numbers is not None and not bool(torch.isfinite(numbers).all()):
                     raise NotFinite(f"a token's {what} is not finite")
@@ -190,21 +195,30 @@ class PolicyOptimization:
                 self._check_ratio(experience)
             if self._scores_again:
                 list(self._halves.map(lambda part: self._score_again(part, experience), batch))
+            if self.reference is not None and not compared:
+                experience.reference = experience.log_probabilities  # not what the reference would round otherwise
         return experience
 
     @torch.no_grad()
     def _measure(self, part: list[Answered], experience: Experience) -> None:
         """The reference's log-probabilities, and the critic's values."""
         groups = [one.group for one in part]
-        completions = self.reference.completions(groups, under=self.under)
-        at = places(part, completions)
-        experience.reference[at] = completions.tokens
-        if self.critic is None or experience.values is None:
-            return
-        shared = None
-        if self.critic.head is not None:
-            shared = self.actor.completions(groups, under=self.under, value_head=self.critic.head)
-        experience.values[at] = self.critic.values(groups, shared)
+        at = places(part, pack(groups, device=self.actor.device, feed_last=False))
+        if experience.reference is not None:
+            assert self.reference is not None
+            experience.reference[at] = self.reference.completions(groups, under=self.under).tokens
+        if experience.values is not None:
+            assert self.critic is not None
+            shared = None
+            if self.critic.head is not None:
+                shared = self.actor.completions(groups, under=self.under, value_head=self.critic.head)
+            experience.values[at] = self.critic.values(groups, shared)
+
+    def _is_reference(self) -> bool:
+        """Whether the policy still is the reference, by the values of its weights: log π/π_ref is 0 then, and not what rounding leaves."""
+        if not self._left_reference and self.reference is not None:
+            self._left_reference = not self.reference.equals(self.actor)
+        return not self._left_reference
 
     @torch.no_grad()
     def _score_again(self, part: list[Answered], experience: Experience) -> None:
@@ -242,14 +256,15 @@ class PolicyOptimization:
         lowest, highest, norms, critic_norms = math.inf, -math.inf, list[float](), list[float]()
         for minibatch in self._minibatches(experience.batch, order):
             tokens = sum(len(answer) for one in minibatch for answer in one.answers)
+            beta = 0.0 if self.reference is None or self._is_reference() else self.beta
 
-            def compute(part: list[Answered], tokens: int = tokens) -> Share:
+            def compute(part: list[Answered], tokens: int = tokens, beta: float = beta) -> Share:
                 return accumulate_gradients(
                     part,
                     tokens=tokens,
                     experience=experience,
                     weighed=weighed,
-                    beta=self.beta,
+                    beta=beta,
                     actor=self.actor,
                     critic=self.critic,
                     under=self.under,
@@ -349,12 +364,11 @@ class PolicyOptimization:
     def _describe(self, experience: Experience, weighed: Weighed) -> Metrics:
         """Means over the answers, as they were sampled."""
         valid, lengths = experience.valid, experience.lengths.float()
-        rewards = experience.rewards
+        rewards, kl = experience.rewards, experience.kl_to_reference
         metrics: Metrics = {
             "reward": float(rewards.mean()),
             "reward/deviation": float(rewards.std()),
             "return": float(weighed.returns.mean()),
-            "kl/reference": float(experience.kl_to_reference.mean()),
             "kl/coefficient": self.beta,
             # −log π of a token that π itself chose is an unbiased estimate of the entropy there
             "entropy": float(masked_mean(-experience.log_probabilities, valid)),
@@ -363,6 +377,8 @@ class PolicyOptimization:
             "finished": float(experience.finished.mean()),
             "weight/deviation": float(weighed.weights[valid].std()),
         }
+        if kl is not None:
+            metrics["kl/reference"] = float(kl.mean())
         if weighed.targets is not None and experience.values is not None:
             targets, values = weighed.targets[valid], experience.values[valid]
             spread = float(targets.var())

@@ -52,7 +52,7 @@ def accumulate_gradients(
         tokens: S.
         experience: what was sampled.
         weighed: ψ, and the critic's targets G.
-        beta: β.
+        beta: β; 0 leaves the KL divergence out.
         actor: the policy.
         critic: V, or None.
         under: what the answers were sampled from.
@@ -77,7 +77,8 @@ def accumulate_gradients(
             "clip_fraction": (outside.float().sum(), len(new)),
             "kl/update": (kl_k3(log_ratio).sum(), len(new)),
         }
-    if settings.kl_placement == "loss":
+    if settings.kl_placement == "loss" and beta:
+        assert experience.reference is not None
         moved = new - experience.reference[at]
         of_answers = moved.new_zeros(completions.count).index_add(0, completions.completion_of, moved)
         loss = loss + beta * kl_k2(of_answers).sum() / tokens

@@ -169,16 +169,16 @@ class OnlineRun:
 
     def __post_init__(self) -> None:
         configuration, likelihood = self.prepared.configuration, self.prepared.likelihood
-        training = configuration.training
+        training, settings = configuration.training, ppo_settings(configuration)
         self.samples = SampleFile(self.folder, self.prepared.tokenizer)
         self.per_epoch = -(-len(self.prepared.data.prompts) // training.batch_size)
         self.total = training.epochs * self.per_epoch
         self.learner = PolicyOptimization(
             actor=likelihood,
             reward=self.prepared.reward,
-            reference=live_reference(likelihood),
+            reference=live_reference(likelihood) if settings.needs_reference else None,
             critic=self.prepared.critic,
-            settings=ppo_settings(configuration),
+            settings=settings,
             training=training,
             total=self.total,
             ends=self.prepared.ends,
@@ -257,14 +257,14 @@ class OnlineRun:
         every = settings.samples_every
         if every and (learner.iterations % every == 1 % every or learner.iterations == self.total):
             self.samples.write(experience, iteration=learner.iterations)
-        kl = metrics["kl/reference"]
-        if settings.stop_kl is not None and kl > settings.stop_kl and learner.iterations < self.total:
+        kl = metrics.get("kl/reference")
+        if settings.stop_kl is not None and kl is not None and kl > settings.stop_kl and learner.iterations < self.total:
             self.ended_early = (
                 f"stopped after {learner.iterations} of {self.total} iterations: KL to the reference is {kl:.2f} nats per answer,"
                 f" more than --stop-kl {settings.stop_kl:g}"
             )
             self.progress.say(self.ended_early)
-        shown = f"reward {metrics['reward']:.3f}  KL {kl:.2f}"
+        shown = f"reward {metrics['reward']:.3f}" + ("" if kl is None else f"  KL {kl:.2f}")
         rate = (self.asked - self.before) / (time.perf_counter() - self.began)
         self.progress.update(self.asked, rate=rate, reached=shown)
 
@@ -331,10 +331,10 @@ class OnlineRun:
         """The run in numbers.
 
         Returns:
-            iterations, prompts asked (every epoch counts), answers, tokens of answers; reward and kl_reference (nats per answer), means of
-            the last iteration, and first_reward, of the reference's own answers; beta at the end; ratio_error, how far from 1 the
-            ratios of the first batch were before any step; tokens_per_second of sampling, scoring, update and all together,
-            answers_per_second, and utilization of the update.
+            iterations, prompts asked (every epoch counts), answers, tokens of answers; reward and kl_reference (nats per answer; None
+            without a reference), means of the last iteration, and first_reward, of the reference's own answers; beta at the end;
+            ratio_error, how far from 1 the ratios of the first batch were before any step; tokens_per_second of sampling, scoring,
+            update and all together, answers_per_second, and utilization of the update.
         """
         done = self.learner.iterations
         rate = (lambda count: count / seconds) if seconds > 0 and done else (lambda count: None)

@@ -57,8 +57,7 @@ class SampleFile:
                     "answer": self._tokenizer.decode(answer, skip_special_tokens=True),
                     "finished": bool(experience.finished[number]),
                     "reward": float(experience.rewards[number]),
-                    "kl": float(kl[number]),
-                }
+                } | ({} if kl is None else {"kl": float(kl[number])})
                 lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
         return lines
 
