@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from surefoot.control.environments.workers.failures import Failure
 
 
+LONGEST_QUOTATION = 400
+"""Characters of another library's error that a sentence quotes."""
+
+
 class UsageError(Exception):
     """What the user gave cannot be used. On the command line: the sentence, no traceback, exit status 2."""
 
@@ -41,6 +45,13 @@ def printable(text: str) -> str:
 def on_one_line(text: str) -> str:
     """A sentence as it is printed: on one line, and whatever it quotes unable to steer the terminal."""
     return printable(" ".join(line.strip() for line in text.splitlines() if line.strip()) if "\n" in text else text)
+
+
+def what_it_says(error: BaseException | None) -> str:
+    """Another library's error as part of a sentence: its first line, with the next where it only announces one (``Errors in …:``)."""
+    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
+    count = next((i for i, line in enumerate(lines, 1) if not line.endswith(":")), len(lines))
+    return " ".join(lines[:count])[:LONGEST_QUOTATION].rstrip(".: ") or type(error).__name__
 
 
 def require(condition: bool, sentence: str) -> None:

@@ -15,6 +15,7 @@ from surefoot.alignment.data.configuration import DataConfiguration, FormatName,
 from surefoot.alignment.data.loading import load_examples
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
 from surefoot.alignment.durability.start import START_FOLDER
+from surefoot.alignment.learning.memory import memory_in_a_sentence
 from surefoot.alignment.learning.offline import evaluate_examples
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.methods.comparisons import choose_comparison
@@ -33,6 +34,7 @@ from surefoot.runs.directory import CONFIGURATION_FILE, MODEL_FOLDER, read_json
 from surefoot.runs.settings import Settings, part_from
 
 
+@memory_in_a_sentence()
 def evaluate_alignment(
     run: Path,
     *,

@@ -11,6 +11,7 @@ import torch
 
 from surefoot.alignment.data.prompts import Prompt, longest_groups
 from surefoot.alignment.data.tokenization.decoding import answer_texts
+from surefoot.alignment.learning.memory import memory_in_a_sentence
 from surefoot.alignment.likelihood.distribution import AnswerDistribution
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.models.configuration import ModelConfiguration
@@ -21,6 +22,7 @@ from surefoot.alignment.rlhf.online import end_tokens
 from surefoot.alignment.sampling.sampler import Sampler
 
 
+@memory_in_a_sentence()
 def generate(
     settings: ModelConfiguration,
     tokenizer: Any,

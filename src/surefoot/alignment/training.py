@@ -20,10 +20,11 @@ from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
 from surefoot.alignment.durability.keeping import Keeper
 from surefoot.alignment.durability.start import StartKeeper, clear_start, start_checksum
 from surefoot.alignment.durability.state import Arrays, State
+from surefoot.alignment.learning.memory import memory_in_a_sentence
 from surefoot.alignment.learning.offline import Offline
 from surefoot.alignment.models.card import model_card
 from surefoot.alignment.models.runs import model_of
-from surefoot.alignment.models.saving import save_model
+from surefoot.alignment.models.saving import rehearse_saving, save_model
 from surefoot.alignment.rlhf.online import Online
 from surefoot.errors import RunError, UsageError, on_one_line, require
 from surefoot.runs.checkpoints import Checkpoint
@@ -112,6 +113,7 @@ class Session:
     checkpoint: Checkpoint | None = None
 
 
+@memory_in_a_sentence()
 def align(
     configuration: AlignConfiguration, *, quiet: bool = False, started: float | None = None, command: str | None = None
 ) -> dict[str, Any]:
@@ -163,8 +165,11 @@ def _begin(
     if keep is not None:
         again = {"start": start_checksum(folder), "fingerprints": prepared.fingerprints()}
         recorded |= again | {"directory": os.getcwd(), "command": command}
+    session = Session(configuration, tokenizer, prepared, folder, command)
+    rehearse_saving(prepared.model, tokenizer, configuration.model.model)
+    _card(session, {})
     write_json(folder / CONFIGURATION_FILE, recorded)
-    return Session(configuration, tokenizer, prepared, folder, command)
+    return session
 
 
 def prepare(
@@ -234,10 +239,11 @@ def _advance(run: Run, keeper: Keeper, stop: StopRequest, *, new: bool) -> None:
     try:
         if new:
             keeper.keep()
-        for _ in run.advance():
-            if stop.signal is not None or run.ended_early is not None:
-                break
-            keeper.keep_if_due()
+        with memory_in_a_sentence():
+            for _ in run.advance():
+                if stop.signal is not None or run.ended_early is not None:
+                    break
+                keeper.keep_if_due()
         keeper.keep()
     except RunError as error:
         if (with_place := keeper.failed(error)) is error:
@@ -261,17 +267,22 @@ def _keep_model(session: Session, run: Run, seconds: Mapping[str, float]) -> dic
         "ended_early": run.ended_early,
     }
     prepared.likelihood.release()
-    card = model_card(
+    save_model(prepared.model, session.tokenizer, folder / MODEL_FOLDER, card=_card(session, result))
+    return result
+
+
+def _card(session: Session, result: Mapping[str, Any]) -> str:
+    """The model's card; written once without a result at the start too, since what fails there costs no training."""
+    configuration = session.configuration
+    return model_card(
         method=configuration.method,
         base_model=configuration.model.model,
         command=session.command,
-        data=prepared.description,
+        data=session.prepared.description,
         settings=configuration.as_dict(),
         metrics={name: result[name] for name in CARD if result.get(name) is not None},
         chat=session.tokenizer.chat_template is not None,
     )
-    save_model(prepared.model, session.tokenizer, folder / MODEL_FOLDER, card=card)
-    return result
 
 
 def _whole(checkpoint: Checkpoint) -> Mapping[str, Any]:

@@ -15,8 +15,8 @@ from surefoot.alignment.models import saving
 from surefoot.alignment.models.adapters import add_adapter, trainable_parameters
 from surefoot.alignment.models.configuration import AdapterConfiguration, ModelConfiguration
 from surefoot.alignment.models.loading import load_policy, load_reward_model
-from surefoot.alignment.models.saving import replace_folders, save_model
-from surefoot.errors import RunError
+from surefoot.alignment.models.saving import rehearse_saving, replace_folders, save_model
+from surefoot.errors import RunError, UsageError
 from tests.alignment.models.tiny import FAMILIES, language_model, save_language_model
 from tests.alignment.tokenizers import gpt2_like, qwen_like, word_level
 
@@ -67,6 +67,63 @@ def test_of_an_adapted_model_the_merged_one_and_the_adapter_are_saved(tmp_path, 
     assert settings["base_model_name_or_path"] == str(tmp_path / "base")
     names = sorted(path.name for path in (tmp_path / "run" / "adapter").iterdir())
     assert names == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "failure", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), RuntimeError("Only Tensors …")]
+)
+def test_an_adapter_that_cannot_be_merged_is_kept_and_that_is_said(tmp_path, failure, monkeypatch):
+    save_language_model(tmp_path / "base")
+    model = nudged(add_adapter(policy(tmp_path / "base"), AdapterConfiguration(lora_rank=2)))
+
+    def no_float32(tensor, *arguments, **options):
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "to", no_float32)
+        with pytest.raises(RunError, match=r"cannot be merged into its model: .*; the adapter is kept in"):
+            save_model(model, word_level(), tmp_path / "run" / "model", card="")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["adapter"]
+    adapted = peft.PeftModel.from_pretrained(
+        t.AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "run" / "adapter"
+    )
+    assert torch.equal(adapted.eval()(IDS).logits, model.eval()(IDS).logits)
+
+
+def test_an_adapter_is_kept_where_the_disk_has_no_room_for_the_model(tmp_path):
+    save_language_model(tmp_path / "base", vocab_size=3000)
+    model = add_adapter(policy(tmp_path / "base"), AdapterConfiguration(lora_rank=2))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(RunError, match=r"cannot write .*model: .*(?i:file too large).*; the adapter is kept in .*adapter"):
+            save_model(model, word_level(), tmp_path / "run" / "model", card="")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["adapter"]
+
+
+def test_a_model_that_keeps_states_between_calls_is_merged(tmp_path):
+    shape = {"num_hidden_layers": 3, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "lru_width": 16}
+    torch.manual_seed(0)
+    t.RecurrentGemmaForCausalLM(t.RecurrentGemmaConfig(vocab_size=24, attention_window_size=8, **shape)).save_pretrained(
+        tmp_path / "base"
+    )
+    model = nudged(add_adapter(policy(tmp_path / "base"), AdapterConfiguration(lora_rank=2)))
+    model(IDS).logits.sum().backward()
+    save_model(model, word_level(), tmp_path / "run" / "model", card="")
+    merged = t.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    torch.testing.assert_close(merged.eval()(IDS).logits, model.eval()(IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_what_can_be_read_and_not_be_written_is_found_before_training(tmp_path):
+    save_language_model(tmp_path / "base")
+    model, tokenizer = policy(tmp_path / "base"), word_level()
+    rehearse_saving(model, tokenizer, "m")
+    model.generation_config.num_return_sequences = -1
+    model.generation_config.max_new_tokens = -3
+    with pytest.raises(UsageError, match=r"--model m cannot be saved again once it is trained: .*max_new_tokens"):
+        rehearse_saving(model, tokenizer, "m")
 
 
 def test_an_adapter_to_a_model_of_the_hub_names_it_and_asks_nothing(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from surefoot.alignment.configuration import AlignConfiguration, DPOConfiguratio
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
 from surefoot.alignment.durability.keeping import computed_with
 from surefoot.alignment.durability.start import call_by_name, reference_folder, verified_start
+from surefoot.alignment.learning.memory import memory_in_a_sentence
 from surefoot.alignment.rewards.importing import make_importable
 from surefoot.alignment.rlhf.configuration import PPOConfiguration
 from surefoot.alignment.training import Session, prepare, teller, train
@@ -30,6 +31,7 @@ PLACES = ("model", "data", "split", "eval_data", "reward", "reference_cache")
 """Those that say where something lies, which is compared itself."""
 
 
+@memory_in_a_sentence()
 def resume_alignment(run: Path, *, epochs: int | None, exact: bool, quiet: bool, started: float) -> dict[str, Any]:
     """Go on with a run of ``surefoot align`` from its last whole checkpoint, to its end.
 

@@ -35,7 +35,7 @@ from surefoot.runs.progress import Progress
 Metrics = dict[str, float]
 NUMBERS = (
     "updates", "prompts", "pairs", "tokens", "operations", "updating", "skipped", "skipped_in_row", "ended_early", "epoch", "last",
-    "evaluated", "without_progress", "lowest", "lowest_after",
+    "evaluated", "best_evaluated", "without_progress", "lowest", "lowest_after",
 )  # fmt: skip
 """What a checkpoint keeps of a run as it stands."""
 
@@ -128,6 +128,8 @@ class OfflineRun:
     """after how many updates it was reached,"""
     best: dict[str, torch.Tensor] | None = None
     """and with which weights, where there is patience to wait for better ones."""
+    best_evaluated: Metrics = field(default_factory=dict)
+    """What was measured with them."""
     without_progress: int = 0
     skipped: int = 0
     """Updates that were left out, since a number was not finite; ``updates`` counts them too."""
@@ -289,6 +291,7 @@ class OfflineRun:
             self.lowest, self.lowest_after, self.without_progress = loss, self.updates, 0
             if patience is not None:
                 self.best = {name: p.detach().clone() for name, p in self.parameters}
+                self.best_evaluated = self.evaluated
             return
         if patience is None:
             return
@@ -310,7 +313,7 @@ class OfflineRun:
         with torch.no_grad():
             for name, parameter in self.parameters:
                 parameter.copy_(self.best[name])
-        self.evaluated = self.evaluate(self.data.held_out)
+        self.evaluated = self.best_evaluated  # measuring again might fail before the model is saved
 
     def _remember(self, loss: float, sums: Sums, examples: Sequence[Example]) -> None:
         weight = next(iter(self.learner.method.denominators(examples).values()))
@@ -347,7 +350,7 @@ class OfflineRun:
 
     def restore(self, arrays: Arrays, state: Mapping[str, Any]) -> None:
         """Be where :meth:`state` was taken; ``arrays`` is emptied."""
-        set_numbers(self, NUMBERS, state)
+        set_numbers(self, NUMBERS, {"best_evaluated": {}} | dict(state))  # checkpoints of before lack it
         self.watch.restore(state["watch"])
         self.before = self.prompts
         saved = Saved(arrays)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -81,23 +80,45 @@ def trainable_parameters(model: torch.nn.Module) -> list[tuple[str, torch.nn.Par
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def merge_adapter(model: PeftModel) -> PreTrainedModel:
-    """A plain model with W + (α/r) B A in place of W, on the CPU; the adapted model stays as it is.
+def merged_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The plain model's weights by name, with W + (α/r) B A in place of W; on the CPU, for :meth:`PreTrainedModel.save_pretrained`.
 
-    Costs a copy of the weights in main memory. Merging in place and back again would leave rounding errors in the weights
-    that are trained on. The sum is float32 whatever the weights are: in bfloat16 most of what an adapter adds is rounded away.
+    The adapted model stays as it is: merging in place and back again would leave rounding errors in the weights that are trained on. The
+    sum is float32 whatever the weights are: in bfloat16 most of what an adapter adds is rounded away. A weight that is float32 on the CPU
+    and has no adapter costs no memory, and tied ones are one tensor here, too.
     """
-    tensors = (*model.parameters(), *model.buffers())
-    copies: dict[int, Any] = {
-        id(tensor): tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else None, copy=True)
-        for tensor in tensors
-    }
-    for parameter in model.parameters():
-        copies[id(parameter)] = torch.nn.Parameter(copies[id(parameter)], requires_grad=parameter.requires_grad)
-    merged: Any = copy.deepcopy(model, copies)
-    plain: PreTrainedModel = merged.merge_and_unload()
-    plain.config.dtype = torch.float32
-    return plain
+    adapter = model.active_adapter
+    inner: Any = model.get_base_model()
+    there: dict[str, torch.Tensor] = inner.state_dict()
+    whole: dict[tuple[int, torch.Size, tuple[int, ...]], torch.Tensor] = {}
+    weights: dict[str, torch.Tensor] = {}
+    for key, tensor in there.items():
+        name = _plain_name(key, adapter)
+        if name is None:
+            continue
+        place = tensor.data_ptr(), tensor.shape, tensor.stride()
+        if place not in whole:
+            whole[place] = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else None)
+        weights[name] = whole[place]
+    for name, layer in inner.named_modules():
+        if adapter in getattr(layer, "lora_A", {}):
+            # The sum is a new tensor: what is trained, or tied to it, stays as it is.
+            weights[f"{name}.weight"] = weights[f"{name}.weight"] + _added(layer, adapter)
+    return weights
+
+
+def _plain_name(key: str, adapter: str) -> str | None:
+    """A weight's name in the model without PEFT's layers around its own; None for one that is not in it."""
+    if ".lora_" in key or ".original_module." in key:
+        return None
+    return key.replace(".base_layer.", ".").replace(f".modules_to_save.{adapter}.", ".")
+
+
+def _added(layer: Any, adapter: str) -> torch.Tensor:
+    """(α/r) B A, laid out as the layer's weight is; float32, on the CPU."""
+    a, b = (side[adapter].weight.detach().to("cpu", torch.float32) for side in (layer.lora_A, layer.lora_B))
+    added = layer.scaling[adapter] * (b @ a)
+    return added.T if layer.fan_in_fan_out else added
 
 
 def _targets(trunk: torch.nn.Module, wanted: str) -> str | list[str]:

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -14,7 +13,7 @@ from transformers.utils import logging
 
 from surefoot.alignment.models.configuration import ModelConfiguration
 from surefoot.alignment.models.strangers import check_model_files, check_settings, check_size
-from surefoot.errors import UsageError
+from surefoot.errors import UsageError, what_it_says
 from surefoot.runs.directory import read_json
 
 ADAPTER_FILE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -43,11 +42,11 @@ def local_folder(model: str) -> Path:
     except LocalEntryNotFoundError as error:
         raise UsageError(
             f"--model {model} is no folder here, and the hub cannot be reached to look for it"
-            f" ({_first_line(error.__cause__ or error)}); give a folder, or try again with a network"
+            f" ({what_it_says(error.__cause__ or error)}); give a folder, or try again with a network"
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise UsageError(
-            f"--model {model} is no folder here, and the hub does not give it: {_first_line(error)}; give a folder with a model"
+            f"--model {model} is no folder here, and the hub does not give it: {what_it_says(error)}; give a folder with a model"
         ) from error
 
 
@@ -103,17 +102,27 @@ def is_reward_model(config: PretrainedConfig) -> bool:
 
 
 @contextmanager
-def sentences(model: str) -> Iterator[None]:
-    """What transformers, PEFT and safetensors complain about while a model is read, as one sentence about that model."""
+def sentences(model: str, what: str = "be loaded") -> Iterator[None]:
+    """What transformers, PEFT and safetensors complain about, as one sentence about a model.
+
+    Args:
+        model: what the user calls it.
+        what: it cannot do, or have done with it.
+
+    Raises:
+        UsageError: whatever is raised within; a :class:`UsageError` as it is.
+    """
     try:
         with quiet():
             yield
+    except UsageError:
+        raise
     except Exception as error:  # whatever a damaged file makes its reader raise
         if "trust_remote_code" in str(error):
             raise UsageError(
                 f"--model {model} is computed by code that comes with it; read that code, and allow it with --trust-remote-code"
             ) from error
-        raise UsageError(f"--model {model} cannot be loaded: {_first_line(error)}") from error
+        raise UsageError(f"--model {model} cannot {what}: {what_it_says(error)}") from error
 
 
 @contextmanager
@@ -130,8 +139,3 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: Any) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -7,22 +7,25 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from surefoot.alignment.models.adapters import is_adapted, merge_adapter
-from surefoot.alignment.models.folders import quiet
-from surefoot.errors import RunError
+from surefoot.alignment.models.adapters import is_adapted, merged_weights
+from surefoot.alignment.models.folders import quiet, sentences
+from surefoot.errors import RunError, what_it_says
 from surefoot.runs.directory import ADAPTER_FOLDER
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *, card: str, adapter: Path | None = None) -> None:
     """Write a model, its tokenizer with the chat template, and its card.
 
-    Everything is written aside, flushed to the disk, and then renamed into place (:func:`replace_folders`). The model that is
-    being trained stays as it is.
+    Everything is written aside, flushed to the disk, and then renamed into place (:func:`replace_folders`); a PEFT model's adapter first,
+    and on its own: it is small, and all that was trained, while merging it takes memory for weights in float32. The model that is being
+    trained stays as it is.
 
     Args:
         model: as trained; of a PEFT model, the weights with the adapter merged into them.
@@ -32,18 +35,42 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *, 
         adapter: where a PEFT model's adapter is kept apart, in PEFT's format; ``adapter`` beside the folder by default.
 
     Raises:
-        RunError: the disk is full, or the place cannot be written; what stood there before is whole.
+        RunError: the disk is full, or the place cannot be written; what stood there before is whole. Or an adapter cannot be merged,
+            and is kept.
         ValueError: a place for an adapter, and no adapter.
     """
-    plain = model
-    parts: dict[Path, Callable[[Path], None]] = {}
-    if is_adapted(model):
-        parts[adapter or folder.with_name(ADAPTER_FOLDER)] = lambda part: _write_adapter(model, part)
-        plain = merge_adapter(model)
-    elif adapter is not None:
-        raise ValueError("there is a place for an adapter, but the model has none")
-    parts[folder] = lambda part: _write_model(plain, tokenizer, card, part)
-    replace_folders(parts)
+    if not is_adapted(model):
+        if adapter is not None:
+            raise ValueError("there is a place for an adapter, but the model has none")
+        replace_folders({folder: lambda part: _write_model(model, None, tokenizer, card, part)})
+        return
+    place = adapter or folder.with_name(ADAPTER_FOLDER)
+    replace_folders({place: lambda part: _write_adapter(model, part)})
+    try:
+        weights = merged_weights(model)
+        replace_folders({folder: lambda part: _write_model(model.get_base_model(), weights, tokenizer, card, part)})
+    except Exception as error:  # whatever it is, what was learnt is kept, and the user knows where
+        reason = str(error) if isinstance(error, RunError) else f"it cannot be merged into its model: {what_it_says(error)}"
+        raise RunError(f"{reason}; the adapter is kept in {place}, which --model takes as it takes a model") from error
+
+
+def rehearse_saving(model: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Write all that is saved beside weights once, to where it is forgotten: what cannot be written is found before training, not behind.
+
+    Args:
+        model: as it is to be trained.
+        tokenizer: its own.
+        name: of the model, for the sentence.
+
+    Raises:
+        UsageError: its settings or its tokenizer can be read, and not be written.
+    """
+    inner = model.get_base_model() if is_adapted(model) else model
+    with TemporaryDirectory() as folder, sentences(name, "be saved again once it is trained"):
+        inner.config.save_pretrained(folder)
+        if inner.can_generate():
+            inner.generation_config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def replace_folders(parts: Mapping[Path, Callable[[Path], None]]) -> None:
@@ -125,13 +152,22 @@ def _flush_names(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: str, folder: Path) -> None:
+def _write_model(
+    model: PreTrainedModel,
+    weights: dict[str, torch.Tensor] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    card: str,
+    folder: Path,
+) -> None:
+    """Into a folder, with the model's own weights or others of the same names, which are float32."""
     with quiet():
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text())
     config["use_cache"] = True  # off in training, where it only costs memory; generation is slow without
+    if weights is not None:
+        config["dtype"] = "float32"
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (folder / "README.md").write_text(card)
 
