@@ -1,19 +1,75 @@
-"""Compiled programs: the persistent cache, and compiling several at once."""
+"""Compiled programs: under which of JAX's settings they are traced, the persistent cache, and compiling several at once."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 import platform
 import stat
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import platformdirs
 from jax.stages import Compiled, Lowered
+
+from surefoot.errors import UsageError
+
+
+@contextlib.contextmanager
+def fixed_settings(*, x64: bool | None = False) -> Iterator[None]:
+    """JAX as every run has it, whatever its process or shell have set for other programs: for tracing, and for single operations.
+
+    Random numbers, types and shapes of intermediate results are then the same everywhere, and so is every bit of a run. Precision of
+    matrix products (JAX_DEFAULT_MATMUL_PRECISION), which trades bits for speed on accelerators, and the checks for debugging
+    (JAX_DEBUG_NANS) stay as they are set.
+
+    Args:
+        x64: whether there are types of 64 bits; None leaves that as it is, for environments written in JAX.
+
+    Raises:
+        UsageError: there is no device of the platform that JAX is told to use.
+    """
+    check_platform()
+    with contextlib.ExitStack() as stack:
+        for setting in (
+            jax.threefry_partitionable(True),
+            jax.default_prng_impl("threefry2x32"),
+            jax.enable_custom_prng(False),
+            jax.legacy_prng_key("allow"),
+            jax.numpy_dtype_promotion("standard"),
+            jax.numpy_rank_promotion("allow"),
+            jax.disable_jit(False),
+        ):
+            stack.enter_context(setting)
+        if x64 is not None:
+            stack.enter_context(jax.enable_x64(x64))
+        yield
+
+
+def check_jax() -> None:
+    """Raise UsageError where JAX cannot train: it has nothing to compute on, or may not compile."""
+    check_platform()
+    if jax.config.jax_disable_jit:
+        raise UsageError("JAX is told not to compile (JAX_DISABLE_JIT), and training is compiled programs; unset that")
+
+
+@functools.cache
+def check_platform() -> None:
+    """Raise UsageError where JAX has nothing to compute on."""
+    try:
+        jax.devices()
+    except Exception as error:  # JAX's own kinds differ from version to version
+        wanted = jax.config.values["jax_platforms"] or jax.config.values["jax_platform_name"]
+        if not wanted:
+            raise
+        raise UsageError(
+            f"JAX is told to compute on {wanted} (JAX_PLATFORMS), and finds no such device here; unset that, or take cpu"
+        ) from error
 
 
 def cache_folder() -> Path:

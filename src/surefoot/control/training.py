@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from surefoot.control.compilation import use_persistent_cache
+from surefoot.control.compilation import check_jax, use_persistent_cache
 from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.durability.resuming import backend_of, check_source, find_start, finished_before, read_configuration
 from surefoot.control.environments.functional import FunctionalEnvironment
@@ -54,6 +54,7 @@ def train(
             that is possible.
     """
     started = time.time() if started is None else started
+    check_jax()
     use_persistent_cache()
     configuration, source = open_source(configuration, environment, seed=configuration.run.seed)
     try:
@@ -105,6 +106,7 @@ def resume(
         elif finished is not None:
             why = f"ended early: {finished['ended_early']}" if finished["ended_early"] else "is finished"
             raise UsageError(f"{folder} {why}; --total-steps N goes on beyond its {planned} steps")
+        check_jax()
         use_persistent_cache()
         return _train_all(configuration, folder, environment, resumed=True, exact=exact, quiet=quiet, started=started)
 

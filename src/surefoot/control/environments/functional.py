@@ -9,7 +9,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import gymnasium
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from surefoot.control.compilation import fixed_settings
 from surefoot.control.rollout import EnvironmentStep, ScanCarry
 from surefoot.equations import Array
 from surefoot.errors import UsageError
@@ -135,16 +137,18 @@ def functional_carry(environment: FunctionalEnvironment, *, num_envs: int, key: 
 class FunctionalOnHost:
     """N copies stepped from Python, one compiled call a step: what evaluation uses."""
 
+    @fixed_settings(x64=None)
     def __init__(self, environment: FunctionalEnvironment, *, num_envs: int, seed: int) -> None:
         self.observation_space, self.action_space = environment.observation_space, environment.action_space
         self.num_envs = num_envs
-        self._carry = functional_carry(environment, num_envs=num_envs, key=jax.random.PRNGKey(seed))
+        self._carry = functional_carry(environment, num_envs=num_envs, key=np.asarray([0, seed], np.uint32))
         self._step = jax.jit(functional_step(environment))
 
     def reset(self) -> tuple[Array, dict[str, Any]]:
         """The first observations; the episodes began with the seed."""
         return self._carry.observations, {}
 
+    @fixed_settings(x64=None)
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
         """A step of all, in next-step mode."""
         states, observations, rewards, terminated, truncated = self._step(self._carry.environments, actions)
@@ -152,6 +156,7 @@ class FunctionalOnHost:
         return observations, rewards, terminated, truncated, {}
 
 
+@fixed_settings(x64=None)
 def check_functional(environment: FunctionalEnvironment, *, name: str) -> None:
     """Trace one step of an environment, so that a mistake in it becomes a sentence.
 

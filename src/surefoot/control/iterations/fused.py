@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -10,7 +9,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from surefoot.control.compilation import compile_all, forget
+from surefoot.control.compilation import compile_all, fixed_settings, forget
 from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.environments.functional import FunctionalEnvironment, functional_carry, functional_step
 from surefoot.control.environments.pool import Pool
@@ -33,6 +32,7 @@ class FusedIteration:
 
     finished: str | None = None
 
+    @fixed_settings(x64=None)
     def __init__(
         self,
         configuration: TrainConfiguration,
@@ -76,9 +76,9 @@ class FusedIteration:
         """Set a pool up, and compile the program that it is part of."""
         self._spaces, self._pool = spaces, pool  # the program has its address, and does not keep it alive
         self._carry, step = pool.start()
-        fused_iterate, _ = fused(self._configuration, spaces, step, pooled=True)
+        fused_iterate, _ = fused(self._configuration, spaces, step)
         learner = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), self.learner)
-        with pool.precision():
+        with fixed_settings(), pool.precision():
             lowered = jax.jit(fused_iterate).lower(learner, self._carry, schedules(self._configuration, 0, self._together))
         self._iterate = compile_all({"iterate": lowered})["iterate"]
         forget(fused_iterate.__name__)
@@ -144,7 +144,7 @@ class FusedIteration:
         return ()
 
 
-def fused(configuration: TrainConfiguration, spaces: Spaces, step: EnvironmentStep, *, pooled: bool = False) -> tuple[Any, Any]:
+def fused(configuration: TrainConfiguration, spaces: Spaces, step: EnvironmentStep) -> tuple[Any, Any]:
     """The functions to compile: rollouts with their updates, (learner, carry, plan) → (learner, carry, report, faults, finite),
     and a rollout alone, (learner, carry) → (carry, rollout).
     """
@@ -159,8 +159,8 @@ def fused(configuration: TrainConfiguration, spaces: Spaces, step: EnvironmentSt
 
     def once(state: tuple[Learner, Any], schedule: Schedule) -> tuple[tuple[Learner, Any], tuple[Any, ...]]:
         carry, rollout = rollout_of(*state)
-        # EnvPool's types need 64 bits while its steps are traced; the update is in 32 bits everywhere.
-        with jax.enable_x64(False) if pooled else contextlib.nullcontext():
+        # An environment's types may need 64 bits while its steps are traced; the update is in 32 bits everywhere.
+        with jax.enable_x64(False):
             learner, metrics, finite = whole_update(configuration, spaces, state[0], rollout, schedule)
             return (learner, carry), (report_of(metrics, rollout), find_faults(rollout), finite)
 

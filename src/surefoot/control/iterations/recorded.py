@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from surefoot.control.compilation import fixed_settings
 from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.iterations.common import Outcome, diverged, merge_reports, report_of
 from surefoot.control.policies.normalization import RunningStatistics
@@ -24,6 +25,7 @@ class RecordedIteration:
 
     whole = True
 
+    @fixed_settings()
     def __init__(self, configuration: TrainConfiguration, source: RecordedSource, *, seed: int) -> None:
         assert configuration.recorded is not None
         self._configuration = configuration

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.stages import Compiled, Lowered
 
-from surefoot.control.compilation import compile_all, forget, give_back_memory
+from surefoot.control.compilation import compile_all, fixed_settings, forget, give_back_memory
 from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.environments.host import HostEnvironments
 from surefoot.control.environments.pool import Pool
@@ -71,17 +71,20 @@ class SplitIteration:
         self._configuration, self._environments, self._seed = configuration, environments, seed
         self.spaces = spaces = environments.spaces
         run, actor = configuration.run, actor_of(configuration, environments.spaces)
-        self.learner = initialize(configuration, spaces, seed)
+        with fixed_settings():
+            self.learner = initialize(configuration, spaces, seed)
         self._together = configuration.rollouts_per_report
         self._apart = configuration.passes is not None and bool(configuration.weight.critics)
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="critic")
         self._shape = (run.rollout_length, run.num_envs, spaces.observation_size)
         self._inference = 0.0
-        programs = self._updates()
-        if isinstance(environments, Pool):
-            programs["infer"] = inference_program(actor, self.learner, envs=run.num_envs, length=run.rollout_length)
+        with fixed_settings():  # and not around environments in Python, which may use JAX as they please
+            programs = self._updates()
+            if isinstance(environments, Pool):
+                programs["infer"] = inference_program(actor, self.learner, envs=run.num_envs, length=run.rollout_length)
+            lowered = {n: f.lower(*a) for n, (f, a) in programs.items()}
         self._programs: dict[str, Compiled] = {}
-        self._begin(environments, began, {n: f.lower(*a) for n, (f, a) in programs.items()})
+        self._begin(environments, began, lowered)
         if isinstance(environments, Pool):
             self._inference = fastest(self._programs["infer"], programs["infer"][1])
 
@@ -100,7 +103,7 @@ class SplitIteration:
 
         # Shapes alone: where the learner lies just now must not go into the program.
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), self.learner)
-        with environments.precision():
+        with fixed_settings(), environments.precision():
             state = (self._carry, shapes.actor.parameters, shapes.observations, shapes.key)
             collect = jax.jit(rollout_from_pool).lower(*state)
         self._programs |= compile_all({**programs, "collect": collect})

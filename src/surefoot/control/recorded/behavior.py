@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from surefoot.control.compilation import fixed_settings
 from surefoot.control.policies.networks import draw_network
 from surefoot.control.policies.normalization import RunningStatistics, normalize
 from surefoot.control.policies.policy import Policy, action_distribution
@@ -39,6 +40,7 @@ class FittedBehavior(NamedTuple):
     """After how many rounds the held-out episodes were likeliest."""
 
 
+@fixed_settings()
 def fit_behavior(
     data: RecordedData,
     spaces: Spaces,
