@@ -29,6 +29,7 @@ from surefoot.alignment.rlhf.online import Online
 from surefoot.errors import RunError, UsageError, on_one_line, require
 from surefoot.runs.checkpoints import Checkpoint
 from surefoot.runs.directory import CONFIGURATION_FILE, MODEL_FOLDER, SUMMARY_FILE, create_run_folder, write_json
+from surefoot.runs.launchers import refuse_several_processes
 from surefoot.runs.lock import LOCK_FILE, RunLock
 from surefoot.runs.metrics import MetricsWriter
 from surefoot.runs.progress import Progress
@@ -139,6 +140,7 @@ def align(
             possible.
     """
     started = time.time() if started is None else started
+    refuse_several_processes()
     configuration = replace(configuration, model=replace(configuration.model, model=model_of(configuration.model.model)))
     training, method = configuration.training, configuration.method
     tokenizer = load_tokenizer(configuration.model.model, trust_remote_code=configuration.model.trust_remote_code)

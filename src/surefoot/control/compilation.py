@@ -54,7 +54,7 @@ def fixed_settings(*, x64: bool | None = False) -> Iterator[None]:
 def check_jax() -> None:
     """Raise UsageError where JAX cannot train: it has nothing to compute on, or may not compile."""
     check_platform()
-    if jax.config.jax_disable_jit:
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         raise UsageError("JAX is told not to compile (JAX_DISABLE_JIT), and training is compiled programs; unset that")
 
 

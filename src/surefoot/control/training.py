@@ -19,6 +19,7 @@ from surefoot.control.loop import train_seeds
 from surefoot.control.sources import Source, close_source, open_source
 from surefoot.errors import UsageError
 from surefoot.runs.directory import CONFIGURATION_FILE, SUMMARY_FILE, create_run_folder, write_json
+from surefoot.runs.launchers import refuse_several_processes
 from surefoot.runs.lock import RunLock
 from surefoot.runs.statistics import summarize_seeds
 from surefoot.runs.stopping import StopRequest
@@ -54,6 +55,7 @@ def train(
             that is possible.
     """
     started = time.time() if started is None else started
+    refuse_several_processes()
     check_jax()
     use_persistent_cache()
     configuration, source = open_source(configuration, environment, seed=configuration.run.seed)
@@ -94,6 +96,7 @@ def resume(
         RunError: as :func:`train`.
     """
     started, folder = time.time() if started is None else started, Path(run)
+    refuse_several_processes()
     configuration = read_configuration(folder)
     planned = configuration.run.total_steps
     with RunLock(folder):

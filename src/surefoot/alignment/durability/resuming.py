@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from surefoot.alignment.training import Session, prepare, teller, train
 from surefoot.errors import UsageError, require
 from surefoot.runs.checkpoints import Checkpoint, Checkpoints
 from surefoot.runs.directory import CONFIGURATION_FILE, METRICS_FILE, SUMMARY_FILE, read_json, write_json
+from surefoot.runs.launchers import refuse_several_processes
 from surefoot.runs.libraries import changed_versions
 from surefoot.runs.lock import RunLock
 
@@ -32,7 +34,9 @@ PLACES = ("model", "data", "split", "eval_data", "reward", "reference_cache")
 
 
 @memory_in_a_sentence()
-def resume_alignment(run: Path, *, epochs: int | None, exact: bool, quiet: bool, started: float) -> dict[str, Any]:
+def resume_alignment(
+    run: str | Path, *, epochs: int | None = None, exact: bool = False, quiet: bool = False, started: float | None = None
+) -> dict[str, Any]:
     """Go on with a run of ``surefoot align`` from its last whole checkpoint, to its end.
 
     The model that the run began with comes from the run's own folder, never from where it was first found; data and reward are read
@@ -44,7 +48,7 @@ def resume_alignment(run: Path, *, epochs: int | None, exact: bool, quiet: bool,
         epochs: raise the passes over the data to so many; None leaves them.
         exact: take no checkpoint that is marked inexact; of alignment all in ``checkpoints`` are exact.
         quiet: no progress.
-        started: ``time.time()`` of the process's start.
+        started: ``time.time()`` of the process's start; now by default.
 
     Returns:
         what :func:`surefoot.alignment.training.align` returns, of the whole run.
@@ -54,7 +58,8 @@ def resume_alignment(run: Path, *, epochs: int | None, exact: bool, quiet: bool,
             what they were; or there are fewer epochs than before.
         RunError: as while training.
     """
-    tell = teller(quiet)
+    refuse_several_processes()
+    started, run, tell = time.time() if started is None else started, Path(run), teller(quiet)
     recorded = read_json(run / CONFIGURATION_FILE)
     settings = {name: value for name, value in recorded.items() if name not in (*ABOUT, *TO_GO_ON)}
     try:
