@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from surefoot.equations import (
     clipped_surrogate,
@@ -14,6 +15,7 @@ from surefoot.equations import (
     kl_k3,
     masked_mean,
     masked_sum,
+    namespace,
     squared_value_loss,
 )
 from tests.equations.libraries import AUTOGRAD, finite_differences
@@ -124,3 +126,52 @@ def test_clip_range_must_be_positive(clip_range):
         clipped_surrogate(ratio=x, advantages=x, clip_range=clip_range)
     with pytest.raises(ValueError, match="clip_range must be positive"):
         clipped_value_loss(values=x, old_values=x, targets=x, clip_range=clip_range)
+
+
+def test_k3_and_its_gradient_stay_finite(library):
+    """Far outside of what a ratio means, in float32 where a library's tests have it: held at log r = 20, as the ratio is."""
+    log_ratio = np.array([-100.0, -30.0, 20.0, 30.0, 100.0], np.float64 if library.name == "jax" else np.float32)
+    held = np.e**20 - 21
+    np.testing.assert_allclose(library.call(kl_k3, log_ratio=log_ratio), [99.0, 29.0, held, held, held], rtol=1e-6)
+    if library in AUTOGRAD:
+        gradient = library.gradient(kl_k3, log_ratio[[0, 1, 3, 4]])
+        np.testing.assert_allclose(gradient, [-1.0, -1.0, 0.0, 0.0], atol=1e-12)
+    inside = np.array([-19.0, -1.0, 0.0, 1.0, 19.0])
+    np.testing.assert_allclose(library.call(kl_k3, log_ratio=inside), np.exp(inside) - 1 - inside, rtol=1e-12)
+
+
+def test_a_step_on_k3_far_away_leaves_weights_finite():
+    """Two rows with log π = −100 and −90 against log π_ref = 0, the term clamped to ±10 behind the function, one step of AdamW."""
+    weights = torch.tensor([-100.0, -90.0], requires_grad=True)
+    optimizer = torch.optim.AdamW([weights], lr=0.1)
+    kl_k3(0.0 - weights).clamp(-10, 10).mean().backward()
+    optimizer.step()
+    np.testing.assert_array_equal(weights.grad, 0)
+    assert torch.isfinite(weights).all()
+
+
+def test_clip_higher_is_an_array_of_clip_ranges(library):
+    """Bounds 1 − 0.2 and 1 + 0.28, by hand: a good action may become 1.28 times as likely, a bad one 0.8 times."""
+    ratio, advantages = np.array([1.25, 1.4, 0.7, 0.85, 1.4]), np.array([1.0, 1.0, -1.0, -1.0, -1.0])
+    clip_range = np.where(advantages > 0, 0.28, 0.2)
+    got = library.call(clipped_surrogate, ratio=ratio, advantages=advantages, clip_range=clip_range)
+    np.testing.assert_allclose(got, [1.25, 1.28, -0.8, -0.85, -1.4], rtol=1e-14)
+
+
+def test_three_calls_are_the_sequence_ratio(library):
+    """(Π ratios)^(1/length) for every token of an answer, by hand; its gradient goes to each token's own log-probability."""
+    log_ratios = np.log(np.array([[2.0, 0.5, 4.0], [3.0, 3.0, 7.0]]))
+    valid = np.array([[True, True, True], [True, True, False]])
+
+    def sequence_ratio(log_probabilities, behavior, valid):
+        means = [masked_mean(log_probabilities[i, :] - behavior[i, :], valid[i, :]) for i in range(2)]
+        mean = namespace(valid).stack(means)
+        return importance_ratio(log_probabilities=mean, behavior_log_probabilities=0 * mean)
+
+    behavior = np.full((2, 3), -1.5)
+    got = library.call(sequence_ratio, log_probabilities=log_ratios - 1.5, behavior=behavior, valid=valid)
+    np.testing.assert_allclose(got, [4.0 ** (1 / 3), 3.0], rtol=1e-14)
+    if library in AUTOGRAD:
+        fixed = library.convert(behavior), library.convert(valid)
+        gradient = library.gradient(lambda x: sequence_ratio(x, *fixed), log_ratios - 1.5)
+        np.testing.assert_allclose(gradient, [[4.0 ** (1 / 3) / 3] * 3, [1.5, 1.5, 0.0]], rtol=1e-12)

@@ -105,6 +105,48 @@ def test_n_step_returns_are_the_definition(library, steps):
     np.testing.assert_allclose(got, loop_n_step(r, 0.9, steps), rtol=1e-10, atol=1e-11)
 
 
+def windows_in_float64(rewards, next_values, ends, discount, steps):
+    """The sum itself, a term at a time, for one long column."""
+    out, weight, open_ = np.zeros(len(rewards)), np.ones(len(rewards)), np.ones(len(rewards), bool)
+    for k in range(steps):
+        rows = np.minimum(np.arange(len(rewards)) + k, len(rewards) - 1)
+        out += np.where(open_, weight * rewards.astype(np.float64)[rows], 0)
+        weight *= discount
+        closes = open_ & (ends[rows] | (rows == len(rewards) - 1) | (k == steps - 1))
+        out += np.where(closes, weight * next_values.astype(np.float64)[rows], 0)
+        open_ &= ~closes
+    return out
+
+
+@pytest.mark.parametrize(("time", "discount", "scale"), [(2048, 0.99, 16), (4096, 1.0, 5)])
+@pytest.mark.parametrize("steps", [5, 8])
+def test_n_step_returns_in_float32_have_its_digits(library, time, discount, scale, steps):
+    """As differences of returns over the whole rollout they lost a thousand times as much."""
+    rng = np.random.default_rng(0)
+    rewards = rng.uniform(0, scale, (time, 1)).astype(np.float32)
+    next_values = rng.normal(size=(time, 1)).astype(np.float32)
+    ends = np.zeros((time, 1), bool)
+    got = library.call(
+        n_step_returns, rewards=rewards, next_values=next_values, terminated=ends, truncated=ends.copy(), discount=discount,
+        steps=steps,
+    )  # fmt: skip
+    assert got.dtype == np.float32
+    exact = windows_in_float64(rewards[:, 0], next_values[:, 0], ends[:, 0], discount, steps)
+    np.testing.assert_allclose(got[:, 0], exact, rtol=4e-7, atol=4e-7)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_reward_that_is_not_finite_reaches_the_rows_whose_windows_it_is_in(library, value):
+    """Row 40 and the two before it; an end at row 39 keeps it from those too."""
+    rewards, none, end = np.ones((50, 2)), np.zeros((50, 2), bool), np.zeros((50, 2), bool)
+    rewards[40], end[39, 1] = value, True
+    got = library.call(
+        n_step_returns, rewards=rewards, next_values=np.ones((50, 2)), terminated=end, truncated=none, discount=0.9, steps=3
+    )
+    np.testing.assert_array_equal(np.flatnonzero(~np.isfinite(got[:, 0])), [38, 39, 40])
+    np.testing.assert_array_equal(np.flatnonzero(~np.isfinite(got[:, 1])), [40])
+
+
 def test_discounted_returns_by_hand(library):
     # Two episodes: rewards 1, 2 | terminal, then 3 | cut at a state of value 10, then 4 still going to a state of value 20.
     column = lambda *x: np.array(x)[:, None]  # noqa: E731

@@ -2,7 +2,7 @@
 
 Everything else in :mod:`surefoot.equations` is written against the Python array API. Three operations have no
 portable form that is also fast and differentiable: a reverse recurrence, stopping a gradient, and a stable
-log-sum-exp.
+log-sum-exp. Whether an array's values are known, or only traced, is a library's own affair too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,21 @@ from collections.abc import Callable
 from typing import Any
 
 import array_api_compat
+from jaxtyping import Shaped as Flags  # what `flag` takes: a shape that is checked, and a dtype that `flag` decides about
+
+__all__ = [
+    "Array",
+    "Flags",
+    "align",
+    "flag",
+    "log_sigmoid",
+    "log_sum_exp",
+    "namespace",
+    "positions",
+    "repeat",
+    "reverse_linear_recurrence",
+    "stop_gradient",
+]
 
 Array = Any
 """An array of any library that the Python array API covers: NumPy, JAX (traced too), PyTorch, array-api-strict."""
@@ -23,6 +38,58 @@ def namespace(*arrays: Array) -> Any:
         TypeError: arrays of two libraries were mixed, or none is an array.
     """
     return array_api_compat.array_namespace(*(a for a in arrays if a is not None and not isinstance(a, int | float)))
+
+
+def flag(name: str, x: Array | None) -> Any:
+    """``x`` as booleans: itself, or where 0 and 1 of an integer or real dtype are 1. ``None`` is passed on.
+
+    Logs and replay buffers keep ends of episodes as uint8 or floats, tokenizers their masks as int64. Of an integer, ``~`` is
+    bitwise, and ~1 is true: every flag goes through here before anything else. Values are looked at only where there are any, so
+    that this costs nothing while a program is traced, nor where ``x`` is boolean.
+
+    Raises:
+        TypeError: ``x`` is no array, or its dtype is neither boolean nor integer nor real.
+        ValueError: it holds something else than 0 and 1.
+    """
+    if x is None:
+        return None
+    if not array_api_compat.is_array_api_obj(x):
+        raise TypeError(f"{name} must be an array of booleans, or of 0 and 1, but is of type {type(x).__name__}")
+    xp = namespace(x)
+    if xp.isdtype(x.dtype, "bool"):
+        return x
+    if not xp.isdtype(x.dtype, ("integral", "real floating")):
+        raise TypeError(f"{name} must hold booleans, or 0 and 1, but its dtype is {x.dtype}")
+    other = (x != 0) & (x != 1)
+    if _is_known_to_hold(other):
+        raise ValueError(f"{name} must hold booleans, or 0 and 1 alone, but holds {float(x[other][0]):g}")
+    return x != 0
+
+
+def _is_known_to_hold(x: Array) -> bool:
+    """Whether any of ``x`` is true; false where it has no values, which is while JAX or PyTorch traces or maps a function."""
+    if array_api_compat.is_jax_array(x):
+        import jax
+
+        return not isinstance(x, jax.core.Tracer) and bool(x.any())
+    if array_api_compat.is_torch_array(x):
+        import torch
+
+        try:
+            return not (x.is_meta or torch.compiler.is_compiling()) and bool(x.any())
+        except RuntimeError:  # torch.func.vmap and fake tensors
+            return False
+    return bool(namespace(x).any(x))
+
+
+def align(x: float | Array, like: Array) -> Any:
+    """``x`` with axes of length one in front, until it has as many as ``like``: what broadcasting does, in words.
+
+    JAX can be told to refuse to do it by itself, ``jax_numpy_rank_promotion="raise"``.
+    """
+    if isinstance(x, int | float) or x.ndim in (0, like.ndim):
+        return x
+    return namespace(x).reshape(x, (1,) * (like.ndim - x.ndim) + tuple(x.shape))
 
 
 def positions(x: Array) -> Array:

@@ -14,9 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Float, Int, Num
 
-from surefoot.equations._library import Array, log_sigmoid, log_sum_exp, namespace, positions
+from surefoot.equations._library import Array, Flags, align, flag, log_sigmoid, log_sum_exp, namespace, positions
 
 __all__ = ["Bernoulli", "Categorical", "DiagonalGaussian", "Distribution", "MultiCategorical"]
 
@@ -52,14 +52,14 @@ class Categorical:
 
     Args:
         logits: z, shape (…, n).
-        mask: true where an action is allowed, shape (…, n); all by default. A masked logit reaches neither a value
+        mask: true, or 1, where an action is allowed, shape (…, n); all by default. A masked logit reaches neither a value
             nor a gradient. At least one action must be allowed: where none is, the distribution is uniform over all.
 
     Source: the Gumbel-max form of sampling: Gumbel, Statistical Theory of Extreme Values (1954).
     """
 
     logits: Float[Array, "*batch n"]
-    mask: Bool[Array, "*batch n"] | None = None
+    mask: Flags[Array, "*batch n"] | None = None
     noise: ClassVar[str] = "gumbel"
 
     @property
@@ -68,7 +68,7 @@ class Categorical:
         logits = self.logits
         if self.mask is not None:
             xp = namespace(logits)
-            logits = xp.where(self.mask, logits, xp.zeros_like(logits) + IMPOSSIBLE)
+            logits = xp.where(flag("mask", self.mask), logits, xp.zeros_like(logits) + IMPOSSIBLE)
         return logits - log_sum_exp(logits)
 
     def sample(self, noise: Float[Array, "*batch n"]) -> Int[Array, "*batch"]:
@@ -83,7 +83,7 @@ class Categorical:
         """Log p(action), in nats."""
         xp = namespace(self.logits)
         # Selecting by comparison: a gather's gradient is a scatter, which is slow on CPUs.
-        chosen = positions(self.logits) == actions[..., None]
+        chosen = align(positions(self.logits), self.logits) == actions[..., None]
         return xp.sum(xp.where(chosen, self.log_probabilities, xp.zeros_like(self.logits)), axis=-1)
 
     def entropy(self) -> Float[Array, "*batch"]:
@@ -112,9 +112,13 @@ class DiagonalGaussian:
     log_std: Float[Array, "*#batch d"]
     noise: ClassVar[str] = "normal"
 
+    @property
+    def _log_std(self) -> Array:
+        return align(self.log_std, self.mean)
+
     def sample(self, noise: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         """μ + σ · noise, for standard normal ``noise``."""
-        return self.mean + namespace(noise).exp(self.log_std) * noise
+        return self.mean + namespace(noise).exp(self._log_std) * noise
 
     def mode(self) -> Float[Array, "*batch d"]:
         """μ."""
@@ -123,19 +127,19 @@ class DiagonalGaussian:
     def log_probability(self, actions: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
         """Σ_i −½((a_i − μ_i)/σ_i)² − log σ_i − ½ log 2π: the log of a density, in nats."""
         xp = namespace(self.mean)
-        standardized = (actions - self.mean) * xp.exp(-self.log_std)
-        return -xp.sum(0.5 * standardized**2 + self.log_std + 0.5 * LOG_TWO_PI, axis=-1)
+        standardized = (actions - self.mean) * xp.exp(-self._log_std)
+        return -xp.sum(0.5 * standardized**2 + self._log_std + 0.5 * LOG_TWO_PI, axis=-1)
 
     def entropy(self) -> Float[Array, "*batch"]:
         """Σ_i log σ_i + ½ log 2πe: differential entropy, in nats, possibly negative."""
-        return namespace(self.mean).sum(0 * self.mean + self.log_std + 0.5 * (LOG_TWO_PI + 1), axis=-1)
+        return namespace(self.mean).sum(0 * self.mean + self._log_std + 0.5 * (LOG_TWO_PI + 1), axis=-1)
 
     def kl_divergence(self, other: DiagonalGaussian) -> Float[Array, "*batch"]:
         """KL(self‖other) = Σ_i log σ′_i/σ_i + (σ_i² + (μ_i − μ′_i)²)/(2σ′_i²) − ½, in nats."""
         xp = namespace(self.mean)
-        precision = xp.exp(-2 * other.log_std)
-        spread = xp.exp(2 * self.log_std) + (self.mean - other.mean) ** 2
-        return xp.sum(other.log_std - self.log_std + 0.5 * spread * precision - 0.5, axis=-1)
+        precision = xp.exp(-2 * other._log_std)
+        spread = xp.exp(2 * self._log_std) + (self.mean - other.mean) ** 2
+        return xp.sum(other._log_std - self._log_std + 0.5 * spread * precision - 0.5, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ class MultiCategorical:
     Args:
         logits: the parts' logits side by side, shape (…, Σ n_i).
         sizes: n_1, n_2, …
-        mask: true where a choice is allowed, shape (…, Σ n_i); all by default.
+        mask: true, or 1, where a choice is allowed, shape (…, Σ n_i); all by default.
 
     Raises:
         ValueError: the sizes do not add up to the number of logits.
@@ -154,7 +158,7 @@ class MultiCategorical:
 
     logits: Float[Array, "*batch n"]
     sizes: tuple[int, ...]
-    mask: Bool[Array, "*batch n"] | None = None
+    mask: Flags[Array, "*batch n"] | None = None
     noise: ClassVar[str] = "gumbel"
 
     def __post_init__(self) -> None:

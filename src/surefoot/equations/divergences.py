@@ -16,6 +16,7 @@ from __future__ import annotations
 from jaxtyping import Float
 
 from surefoot.equations._library import Array, namespace
+from surefoot.equations.importance import LARGEST_LOG_RATIO
 
 __all__ = ["kl_k1", "kl_k2", "kl_k3"]
 
@@ -47,10 +48,15 @@ def kl_k2(log_ratio: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
 def kl_k3(log_ratio: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """k3 = (r − 1) − log r. E_p[k3] = KL(p‖q), and no term is negative.
 
+    log r is held at 20, as in :func:`importance_ratio`: beyond, a term stays at e²⁰ − 21 and its gradient is 0. In float32 the
+    exponential overflows beyond about 88, and the gradient behind anything that cuts its value would be 0 · ∞.
+
     Args:
         log_ratio: log r = log q(x) − log p(x), in nats, at x ~ p.
 
     Returns:
         one term per sample, in nats, never negative.
     """
-    return namespace(log_ratio).expm1(log_ratio) - log_ratio
+    xp = namespace(log_ratio)
+    held = xp.where(log_ratio > LARGEST_LOG_RATIO, xp.zeros_like(log_ratio) + LARGEST_LOG_RATIO, log_ratio)
+    return xp.expm1(held) - held

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from surefoot.equations._library import Array, namespace, reverse_linear_recurrence, stop_gradient
+from surefoot.equations._library import Array, Flags, align, flag, namespace, stop_gradient
+from surefoot.equations._rows import Gaps, carried, harmless, rows_of
 
 __all__ = [
     "WeightDiagnostics",
@@ -53,29 +54,17 @@ def importance_ratio(
 
 def _log_ratios(log_probabilities: Array, behavior_log_probabilities: Array, valid: Array | None) -> Array:
     """Log π − log μ, 0 in masked slots; an action that π never takes gives a very small number, not −∞."""
+    valid = flag("valid", valid)
     xp = namespace(log_probabilities, behavior_log_probabilities)
-    if valid is not None:
-        zero = xp.zeros_like(log_probabilities)
-        log_probabilities = xp.where(valid, log_probabilities, zero)
-        behavior_log_probabilities = xp.where(valid, behavior_log_probabilities, zero)
-    ratios = log_probabilities - behavior_log_probabilities
+    ratios = harmless(log_probabilities, valid) - harmless(behavior_log_probabilities, valid)
     return xp.where(ratios < SMALLEST_LOG_RATIO, xp.zeros_like(ratios) + SMALLEST_LOG_RATIO, ratios)
-
-
-def _forward_sums(terms: Array, going: Array) -> Array:
-    """y_t = b_t + (y_{t−1} where the row before goes on, else 0)."""
-    xp = namespace(terms)
-    zero = xp.zeros_like(terms)
-    before = xp.where(going, zero + 1, zero)
-    before = xp.concat([zero[:1, ...], before[:-1, ...]], axis=0)
-    return xp.flip(reverse_linear_recurrence(coefficients=xp.flip(before, axis=0), terms=xp.flip(terms, axis=0)), axis=0)
 
 
 def trajectory_log_weights(
     *,
     log_probabilities: Float[Array, "time trajectories"],
     behavior_log_probabilities: Float[Array, "time trajectories"],
-    valid: Bool[Array, "time trajectories"] | None = None,
+    valid: Flags[Array, "time trajectories"] | None = None,
 ) -> Float[Array, "trajectories"]:
     """Log w = Σ_t log π(a_t|s_t) − log μ(a_t|s_t): how much likelier π makes a whole trajectory than μ did.
 
@@ -99,7 +88,7 @@ def cumulative_log_weights(
     *,
     log_probabilities: Float[Array, "time trajectories"],
     behavior_log_probabilities: Float[Array, "time trajectories"],
-    valid: Bool[Array, "time trajectories"] | None = None,
+    valid: Flags[Array, "time trajectories"] | None = None,
 ) -> Float[Array, "time trajectories"]:
     """Log w_t = Σ_{k≤t} log π(a_k|s_k) − log μ(a_k|s_k): the weight of what had happened when r_t was earned.
 
@@ -114,18 +103,18 @@ def cumulative_log_weights(
     Source: Precup, Sutton and Singh (2000), the per-decision estimator.
     """
     ratios = _log_ratios(log_probabilities, behavior_log_probabilities, valid)
-    xp = namespace(ratios)
-    return _forward_sums(ratios, xp.ones_like(ratios) > 0)
+    return namespace(ratios).cumulative_sum(ratios, axis=0)
 
 
 def per_decision_weights(
     *,
     log_probabilities: Float[Array, "time *batch"],
     behavior_log_probabilities: Float[Array, "time *batch"],
-    terminated: Bool[Array, "time *batch"],
-    truncated: Bool[Array, "time *batch"],
+    terminated: Flags[Array, "time *batch"],
+    truncated: Flags[Array, "time *batch"],
     limit: float | Array,
-    valid: Bool[Array, "time *batch"] | None = None,
+    valid: Flags[Array, "time *batch"] | None = None,
+    gaps: Gaps | str = "stop",
 ) -> Float[Array, "time *batch"]:
     """min(Π ρ_k, c) over the steps k of the same episode up to and including t, in a rollout of many episodes.
 
@@ -138,7 +127,8 @@ def per_decision_weights(
         terminated: whether the episode ended with step t.
         truncated: whether it was cut there.
         limit: c > 0, what a weight is cut to; the bias of the cut is what its smaller variance costs.
-        valid: which steps are real; others get 0, and nothing crosses them. All by default.
+        valid: which steps are real; others get 0. All by default.
+        gaps: whether a product ends at slots that are not valid or skips them.
 
     Returns:
         weights in [0, c], constants to the gradient.
@@ -148,11 +138,10 @@ def per_decision_weights(
 
     Source: Precup, Sutton and Singh (2000); the cut: Ionides, Truncated Importance Sampling (2008).
     """
-    ratios = _log_ratios(log_probabilities, behavior_log_probabilities, valid)
-    going = ~(terminated | truncated)
-    weights = truncated_weights(log_weights=_forward_sums(ratios, going if valid is None else going & valid), limit=limit)
-    xp = namespace(weights)
-    return stop_gradient(weights if valid is None else xp.where(valid, weights, xp.zeros_like(weights)))
+    rows = rows_of(terminated=terminated, truncated=truncated, valid=valid, gaps=gaps)
+    ratios = _log_ratios(log_probabilities, behavior_log_probabilities, rows.valid)
+    weights = truncated_weights(log_weights=ratios + carried(rows, like=ratios, earned=ratios), limit=limit)
+    return stop_gradient(harmless(weights, rows.valid))
 
 
 def truncated_weights(*, log_weights: Float[Array, "*batch"], limit: float | Array | None = None) -> Float[Array, "*batch"]:
@@ -176,7 +165,10 @@ def truncated_weights(*, log_weights: Float[Array, "*batch"], limit: float | Arr
     xp = namespace(log_weights)
     held = xp.where(log_weights > LARGEST_LOG_WEIGHT, xp.zeros_like(log_weights) + LARGEST_LOG_WEIGHT, log_weights)
     weights = xp.exp(held)
-    return weights if limit is None else xp.where(weights > limit, xp.zeros_like(weights) + limit, weights)
+    if limit is None:
+        return weights
+    limit = align(limit, weights)
+    return xp.where(weights > limit, xp.zeros_like(weights) + limit, weights)
 
 
 class WeightDiagnostics(NamedTuple):
@@ -192,7 +184,9 @@ class WeightDiagnostics(NamedTuple):
     largest_weight: Array
 
 
-def weight_diagnostics(*, log_weights: Float[Array, "*batch"], valid: Bool[Array, "*batch"] | None = None) -> WeightDiagnostics:
+def weight_diagnostics(
+    *, log_weights: Float[Array, "*batch"], valid: Flags[Array, "*batch"] | None = None
+) -> WeightDiagnostics:
     """Effective sample size (Σ w)² / Σ w², mean, variance and maximum of weights.
 
     The effective sample size does not change when all weights are scaled, and is computed so: it is right even where
@@ -207,10 +201,10 @@ def weight_diagnostics(*, log_weights: Float[Array, "*batch"], valid: Bool[Array
 
     Source: Kong, A Note on Importance Sampling Using Standardized Weights (1992).
     """
-    xp = namespace(log_weights)
+    xp, valid = namespace(log_weights), flag("valid", valid)
     zero = xp.zeros_like(log_weights)
-    counts = zero + 1 if valid is None else xp.where(valid, zero + 1, zero)
-    log_weights = log_weights if valid is None else xp.where(valid, log_weights, zero)
+    counts = harmless(zero + 1, valid)
+    log_weights = harmless(log_weights, valid)
     log_weights = xp.where(log_weights < SMALLEST_LOG_RATIO, zero + SMALLEST_LOG_RATIO, log_weights)
     shift = xp.max(log_weights if valid is None else xp.where(valid, log_weights, zero + 2 * SMALLEST_LOG_RATIO))
     # A masked slot's exponent is made 0 before the exponential, which could overflow on it.

@@ -6,9 +6,10 @@ made global and micro-batches, devices or padding never change a gradient.
 
 from __future__ import annotations
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from surefoot.equations._library import Array, namespace, stop_gradient
+from surefoot.equations._library import Array, Flags, flag, namespace, stop_gradient
+from surefoot.equations._rows import harmless
 
 __all__ = ["clipped_surrogate", "clipped_value_loss", "masked_mean", "masked_sum", "squared_value_loss"]
 
@@ -24,7 +25,8 @@ def clipped_surrogate(
     Args:
         ratio: ρ = π(a|s)/π_old(a|s).
         advantages: A, a constant to the gradient.
-        clip_range: ε > 0.
+        clip_range: ε > 0; an array gives each sample its own. ``where(advantages > 0, 0.28, 0.2)`` is DAPO's clip-higher, a bound above
+            that is not the bound below.
 
     Returns:
         one term per sample, in the unit of the advantages.
@@ -32,7 +34,8 @@ def clipped_surrogate(
     Raises:
         ValueError: ε is not positive.
 
-    Source: Schulman et al., Proximal Policy Optimization Algorithms (2017), equation 7.
+    Source: Schulman et al., Proximal Policy Optimization Algorithms (2017), equation 7; clip-higher: Yu et al., DAPO: An Open-Source
+        LLM Reinforcement Learning System at Scale (2025), equation 10.
     """
     if isinstance(clip_range, int | float) and clip_range <= 0:
         raise ValueError(f"clip_range must be positive, but is {clip_range}")
@@ -101,7 +104,7 @@ def clipped_value_loss(
 
 
 def masked_sum(
-    terms: Float[Array, "*batch"], valid: Bool[Array, "*batch"] | None = None
+    terms: Float[Array, "*batch"], valid: Flags[Array, "*batch"] | None = None
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """(Σ terms, number of terms), both over the entries where ``valid`` is true.
 
@@ -110,24 +113,21 @@ def masked_sum(
 
     Args:
         terms: one term per sample.
-        valid: which samples count; all by default.
+        valid: which samples count, as booleans or 0 and 1; all by default.
 
     Returns:
         the sum, in the unit of the terms, and the count as a number of the same dtype.
     """
-    xp = namespace(terms)
-    if valid is None:
-        return xp.sum(terms), xp.sum(xp.ones_like(terms))
-    zero = xp.zeros_like(terms)
-    return xp.sum(xp.where(valid, terms, zero)), xp.sum(xp.where(valid, zero + 1, zero))
+    xp, valid = namespace(terms), flag("valid", valid)
+    return xp.sum(harmless(terms, valid)), xp.sum(harmless(xp.ones_like(terms), valid))
 
 
-def masked_mean(terms: Float[Array, "*batch"], valid: Bool[Array, "*batch"] | None = None) -> Float[Array, ""]:
+def masked_mean(terms: Float[Array, "*batch"], valid: Flags[Array, "*batch"] | None = None) -> Float[Array, ""]:
     """The mean over the entries where ``valid`` is true, and 0 where there is none.
 
     Args:
         terms: one term per sample.
-        valid: which samples count; all by default.
+        valid: which samples count, as booleans or 0 and 1; all by default.
 
     Returns:
         Σ terms / max(number of terms, 1), in the unit of the terms. Correct only where one device sees the whole

@@ -8,11 +8,21 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from surefoot.equations._library import Array, namespace, positions, reverse_linear_recurrence, stop_gradient
+from surefoot.equations._library import (
+    Array,
+    Flags,
+    align,
+    flag,
+    namespace,
+    positions,
+    reverse_linear_recurrence,
+    stop_gradient,
+)
+from surefoot.equations._rows import Gaps, check_fraction, harmless, is_per_step, rows_of
 from surefoot.equations.importance import importance_ratio, truncated_weights
-from surefoot.equations.returns import _check_fraction, _goes_on, temporal_difference_residuals
+from surefoot.equations.returns import temporal_difference_residuals
 
 __all__ = [
     "ImportanceEstimate",
@@ -62,13 +72,16 @@ def _relative_weights(log_weights: Array, limit: float | Array | None) -> Array:
 
 
 def _discounted(rewards: Array, discount: float | Array, valid: Array | None) -> Array:
-    """γ^t r_t, 0 behind the end."""
-    _check_fraction("discount", discount)
-    xp = namespace(rewards)
-    if valid is not None:
-        rewards = xp.where(valid, rewards, xp.zeros_like(rewards))
-    times = xp.astype(positions(xp.permute_dims(rewards, (1, 0))), rewards.dtype)[:, None]
-    return (xp.zeros_like(times) + discount) ** times * rewards
+    """r_t times the discounts of the rows before it, γ^t or Π_{k<t} γ_k, and 0 behind the end."""
+    check_fraction("discount", discount)
+    xp, valid = namespace(rewards), flag("valid", valid)
+    ones = xp.ones_like(rewards)
+    if is_per_step(discount, rewards):
+        discounts = xp.cumulative_prod(xp.concat([ones[:1, :], (ones * discount)[:-1, :]], axis=0), axis=0)
+    else:
+        times = xp.astype(positions(xp.permute_dims(rewards, (1, 0))), rewards.dtype)[:, None]
+        discounts = (xp.zeros_like(times) + align(discount, rewards)) ** times
+    return harmless(discounts, valid) * harmless(rewards, valid)
 
 
 def ordinary_importance_estimate(
@@ -90,7 +103,7 @@ def ordinary_importance_estimate(
     Source: Precup, Sutton and Singh, Eligibility Traces for Off-Policy Policy Evaluation (2000).
     """
     weights = truncated_weights(log_weights=log_weights, limit=limit)[None, :]
-    return _ratios(weights * returns, namespace(weights).ones_like(weights))
+    return _ratios(weights * returns[None, :], namespace(weights).ones_like(weights))
 
 
 def weighted_importance_estimate(
@@ -106,7 +119,7 @@ def weighted_importance_estimate(
     Source: Precup, Sutton and Singh (2000), the weighted estimator.
     """
     weights = _relative_weights(log_weights, limit)[None, :]
-    return _ratios(weights * returns, weights)
+    return _ratios(weights * returns[None, :], weights)
 
 
 def per_decision_importance_estimate(
@@ -114,10 +127,12 @@ def per_decision_importance_estimate(
     log_weights: Float[Array, "time trajectories"],
     rewards: Float[Array, "time trajectories"],
     discount: float | Array,
-    valid: Bool[Array, "time trajectories"] | None = None,
+    valid: Flags[Array, "time trajectories"] | None = None,
     limit: float | Array | None = None,
 ) -> ImportanceEstimate:
     """(1/n) Σ_i Σ_t γ^t w_it r_it. Unbiased: what is done after a reward was earned has no say in it.
+
+    A discount per step, γ_t between r_t and r_{t+1}, puts Π_{k<t} γ_k in the place of γ^t.
 
     Args:
         log_weights: log w_it from :func:`cumulative_log_weights`, in nats.
@@ -142,7 +157,7 @@ def weighted_per_decision_importance_estimate(
     log_weights: Float[Array, "time trajectories"],
     rewards: Float[Array, "time trajectories"],
     discount: float | Array,
-    valid: Bool[Array, "time trajectories"] | None = None,
+    valid: Flags[Array, "time trajectories"] | None = None,
     limit: float | Array | None = None,
 ) -> ImportanceEstimate:
     """Σ_t γ^t (Σ_i w_it r_it) / (Σ_i w_it). Biased by O(1/n) and consistent.
@@ -175,13 +190,14 @@ def vtrace(
     rewards: Float[Array, "time *batch"],
     values: Float[Array, "time *batch"],
     next_values: Float[Array, "time *batch"],
-    terminated: Bool[Array, "time *batch"],
-    truncated: Bool[Array, "time *batch"],
+    terminated: Flags[Array, "time *batch"],
+    truncated: Flags[Array, "time *batch"],
     discount: float | Array,
     trace_decay: float | Array = 1.0,
     largest_ratio: float | Array = 1.0,
     largest_trace: float | Array = 1.0,
-    valid: Bool[Array, "time *batch"] | None = None,
+    valid: Flags[Array, "time *batch"] | None = None,
+    gaps: Gaps | str = "stop",
 ) -> VTrace:
     """V-trace: v_t = V(s_t) + Σ_{k≥t} γ^{k−t} (Π_{t≤j<k} c_j) δ_k, with δ_k = ρ_k (r_k + γ(1−terminated)V(s′_k) − V(s_k)).
 
@@ -202,33 +218,34 @@ def vtrace(
         largest_ratio: ρ̄.
         largest_trace: c̄ ≤ ρ̄.
         valid: which steps are real; all by default. Masked slots return 0.
+        gaps: whether masked slots stop the sum or are skipped, as :mod:`surefoot.equations.returns` says.
 
     Raises:
         ValueError: γ or λ lies outside [0, 1], c̄ is not positive, or ρ̄ is below c̄, for which no fixed point is known.
 
     Source: Espeholt et al., IMPALA (2018), section 4; its advantages have λ = 1.
     """
-    _check_fraction("trace_decay", trace_decay)
+    check_fraction("trace_decay", trace_decay)
     limits = (largest_ratio, largest_trace)
     if all(isinstance(limit, int | float) for limit in limits) and not 0 < largest_trace <= largest_ratio:
         raise ValueError(
             f"largest_trace must be positive and at most largest_ratio, but they are {largest_trace} and {largest_ratio}"
         )
+    rows = rows_of(terminated=terminated, truncated=truncated, valid=valid, gaps=gaps)
     residuals = temporal_difference_residuals(
-        rewards=rewards, values=values, next_values=next_values, terminated=terminated, discount=discount, valid=valid
+        rewards=rewards, values=values, next_values=next_values, terminated=rows.terminated, discount=discount, valid=rows.valid
     )
     xp = namespace(residuals, log_probabilities)
     zero = xp.zeros_like(residuals)
-    if valid is not None:
-        log_probabilities = xp.where(valid, log_probabilities, zero)
-        behavior_log_probabilities = xp.where(valid, behavior_log_probabilities, zero)
-        values = xp.where(valid, values, zero)
+    log_probabilities, behavior_log_probabilities, values = (
+        harmless(x, rows.valid) for x in (log_probabilities, behavior_log_probabilities, values)
+    )
     plain = importance_ratio(log_probabilities=log_probabilities, behavior_log_probabilities=behavior_log_probabilities)
+    largest_ratio, largest_trace = align(largest_ratio, plain), align(largest_trace, plain)
     ratios = xp.where(plain > largest_ratio, zero + largest_ratio, plain)
     traces = xp.where(plain > largest_trace, zero + largest_trace, plain)
-    going = _goes_on(terminated, truncated, valid)
-    decay = xp.where(going, zero + discount * trace_decay, zero)
-    corrections = reverse_linear_recurrence(coefficients=decay * traces, terms=ratios * residuals)
+    decay = align(discount, plain) * align(trace_decay, plain)
+    corrections = reverse_linear_recurrence(coefficients=rows.coefficients(decay * traces, plain), terms=ratios * residuals)
     following = xp.concat([corrections[1:, ...], zero[:1, ...]], axis=0)
-    advantages = ratios * (residuals + decay * following)
-    return VTrace(stop_gradient(values + corrections), stop_gradient(advantages))
+    advantages = ratios * (residuals + rows.coefficients(decay, plain) * following)
+    return VTrace(stop_gradient(rows.cleared(values + corrections)), stop_gradient(rows.cleared(advantages)))

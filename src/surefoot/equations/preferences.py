@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from surefoot.equations._library import Array, log_sigmoid, log_sum_exp, namespace, positions, stop_gradient
+from surefoot.equations._library import Array, Flags, align, flag, log_sigmoid, log_sum_exp, namespace, positions, stop_gradient
+from surefoot.equations._rows import harmless
 from surefoot.equations.distributions import IMPOSSIBLE
 
 __all__ = [
@@ -127,7 +128,7 @@ def ipo_loss(
 def plackett_luce_loss(
     *,
     scores: Float[Array, "*batch K"],
-    valid: Bool[Array, "*batch K"] | None = None,
+    valid: Flags[Array, "*batch K"] | None = None,
     top: int | None = None,
 ) -> Float[Array, "*batch"]:
     """−log Π_{k≤n} exp r_k / Σ_{j≥k} exp r_j: the loss of K answers, given in ranked order.
@@ -155,14 +156,14 @@ def plackett_luce_loss(
     """
     if top is not None and top < 1:
         raise ValueError(f"top must be at least 1, but is {top}")
-    xp = namespace(scores)
+    xp, valid = namespace(scores), flag("valid", valid)
     order = positions(scores)
     places = scores.shape[-1] if top is None else min(top, scores.shape[-1])
-    behind = order > order[:places, None]
-    if valid is not None:
-        behind = behind & valid[..., None, :]  # nothing valid stands behind padding, whose place so costs log 1
     # Differences first: what all scores have in common costs no digits.
     leads = scores[..., None, :] - scores[..., :places, None]
+    behind = align(order[None, :] > order[:places, None], leads)
+    if valid is not None:
+        behind = behind & valid[..., None, :]  # nothing valid stands behind padding, whose place so costs log 1
     rest = log_sum_exp(xp.where(behind, leads, xp.zeros_like(leads) + IMPOSSIBLE))[..., 0]
     return -xp.sum(log_sigmoid(-rest), axis=-1)
 
@@ -187,7 +188,7 @@ def supervised_loss(*, log_probabilities: Float[Array, "*batch"]) -> Float[Array
 
 
 def score_centering_loss(
-    *, scores: Float[Array, "*batch K"], valid: Bool[Array, "*batch K"] | None = None
+    *, scores: Float[Array, "*batch K"], valid: Flags[Array, "*batch K"] | None = None
 ) -> Float[Array, "*batch"]:
     """(2/K Σ_k r_k)², which is (r_w + r_l)² for a pair: keeps a reward model's scores around zero.
 
@@ -204,11 +205,9 @@ def score_centering_loss(
     Source: Eisenstein et al., Helping or Herding? Reward Model Ensembles Mitigate but do not Eliminate Reward Hacking (2023),
         equation 2, for K = 2.
     """
-    xp = namespace(scores)
-    zero = xp.zeros_like(scores)
-    counted = zero + 1 if valid is None else xp.where(valid, zero + 1, zero)
-    number = xp.sum(counted, axis=-1)
-    total = xp.sum(scores if valid is None else xp.where(valid, scores, zero), axis=-1)
+    xp, valid = namespace(scores), flag("valid", valid)
+    number = xp.sum(harmless(xp.ones_like(scores), valid), axis=-1)
+    total = xp.sum(harmless(scores, valid), axis=-1)
     return (2 * total / xp.where(number > 0, number, number + 1)) ** 2
 
 

@@ -4,7 +4,24 @@ Conventions. Time is the leading axis: step t acts in state s_t, earns r_t and a
 never the first state of the next episode. ``values`` holds V(s_t) and ``next_values`` V(s′_t). ``terminated`` means
 that nothing follows s′_t, so its value counts as zero; ``truncated`` means that somebody stopped watching, so V(s′_t)
 stands for the rest. The last row of a rollout is treated as truncated. ``valid`` marks real steps; a slot in which a
-vector environment only resets is not one: its result is zero, whatever stands there, and nothing crosses it.
+vector environment only resets is not one: its result is zero, whatever stands there.
+
+``gaps`` says what a slot that is not valid is to the sums. With ``"stop"``, the default, nothing crosses it: right for
+slots that only reset, and for padding. With ``"skip"`` the sums are those of the valid rows alone, moved together: right for
+an answer over several turns, in which the tokens of a tool or a user stand between its own; the last valid row of a column is then
+what the last row is elsewhere, and ``next_values`` of a row before a gap is the value at the valid row behind it. With γ = ½, a
+reward of 1 at the end and nothing else:
+
+===========  =====  ====  ==  ==  ====  ==
+``valid``    1      1     0   0   1     1
+===========  =====  ====  ==  ==  ====  ==
+``"stop"``   0      0     0   0   0.5   1
+``"skip"``   0.125  0.25  0   0   0.5   1
+===========  =====  ====  ==  ==  ====  ==
+
+Flags are booleans, or 0 and 1 of any integer or real dtype; anything else raises TypeError for its dtype, or ValueError for its
+values, which are looked at unless a program is being traced. ``discount`` is γ in [0, 1]: a number, an array of one per column, or
+one per step, γ_t between r_t and what follows it.
 
 Masks are applied with ``where`` before any arithmetic, so NaN in a masked slot reaches neither a value nor a
 gradient. Rewards, values and results share one unit (reward units).
@@ -12,9 +29,10 @@ gradient. Rewards, values and results share one unit (reward units).
 
 from __future__ import annotations
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from surefoot.equations._library import Array, namespace, reverse_linear_recurrence
+from surefoot.equations._library import Array, Flags, align, flag, namespace, reverse_linear_recurrence
+from surefoot.equations._rows import Gaps, Rows, check_fraction, factor_of, harmless, rows_of
 
 __all__ = [
     "discounted_returns",
@@ -25,25 +43,14 @@ __all__ = [
 ]
 
 
-def _check_fraction(name: str, value: float | Array) -> None:
-    if isinstance(value, int | float) and not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie between 0 and 1, but is {value}")
-
-
-def _goes_on(terminated: Array, truncated: Array, valid: Array | None) -> Array:
-    """Where the recursion may look at the following row."""
-    going = ~(terminated | truncated)
-    return going if valid is None else going & valid
-
-
 def temporal_difference_residuals(
     *,
     rewards: Float[Array, "time *batch"],
     values: Float[Array, "time *batch"],
     next_values: Float[Array, "time *batch"],
-    terminated: Bool[Array, "time *batch"],
+    terminated: Flags[Array, "time *batch"],
     discount: float | Array,
-    valid: Bool[Array, "time *batch"] | None = None,
+    valid: Flags[Array, "time *batch"] | None = None,
 ) -> Float[Array, "time *batch"]:
     """δ_t = r_t + γ (1 − terminated_t) V(s′_t) − V(s_t), and 0 where ``valid`` is false.
 
@@ -63,14 +70,12 @@ def temporal_difference_residuals(
 
     Source: Sutton and Barto, Reinforcement Learning (2018), equation 6.5.
     """
-    _check_fraction("discount", discount)
+    check_fraction("discount", discount)
+    terminated, valid = flag("terminated", terminated), flag("valid", valid)
     xp = namespace(rewards, values)
-    zero = xp.zeros_like(rewards)
-    next_values = xp.where(terminated, zero, next_values)
-    if valid is not None:
-        rewards, values = xp.where(valid, rewards, zero), xp.where(valid, values, zero)
-        next_values = xp.where(valid, next_values, zero)
-    return rewards + discount * next_values - values
+    bootstrap = xp.where(terminated, xp.zeros_like(rewards), next_values)
+    rewards, values, bootstrap = (harmless(x, valid) for x in (rewards, values, bootstrap))
+    return rewards + factor_of(discount, rewards, valid) * bootstrap - values
 
 
 def generalized_advantages(
@@ -78,11 +83,12 @@ def generalized_advantages(
     rewards: Float[Array, "time *batch"],
     values: Float[Array, "time *batch"],
     next_values: Float[Array, "time *batch"],
-    terminated: Bool[Array, "time *batch"],
-    truncated: Bool[Array, "time *batch"],
+    terminated: Flags[Array, "time *batch"],
+    truncated: Flags[Array, "time *batch"],
     discount: float | Array,
     trace_decay: float | Array,
-    valid: Bool[Array, "time *batch"] | None = None,
+    valid: Flags[Array, "time *batch"] | None = None,
+    gaps: Gaps | str = "stop",
 ) -> Float[Array, "time *batch"]:
     """Generalised advantage estimation, A_t = Σ_l (γλ)^l δ_{t+l}, the sum cut at both kinds of episode end.
 
@@ -97,6 +103,7 @@ def generalized_advantages(
         discount: γ in [0, 1].
         trace_decay: λ in [0, 1].
         valid: which steps are real; all by default.
+        gaps: whether slots that are not valid stop the sum or are skipped, as the module says.
 
     Returns:
         A_t in reward units.
@@ -107,19 +114,18 @@ def generalized_advantages(
     Source: Schulman et al., High-Dimensional Continuous Control Using Generalized Advantage Estimation (2016),
     equation 16.
     """
-    _check_fraction("trace_decay", trace_decay)
+    check_fraction("trace_decay", trace_decay)
+    rows = rows_of(terminated=terminated, truncated=truncated, valid=valid, gaps=gaps)
     residuals = temporal_difference_residuals(
         rewards=rewards,
         values=values,
         next_values=next_values,
-        terminated=terminated,
+        terminated=rows.terminated,
         discount=discount,
-        valid=valid,
+        valid=rows.valid,
     )
-    xp = namespace(residuals)
-    zero = xp.zeros_like(residuals)
-    decay = xp.where(_goes_on(terminated, truncated, valid), zero + discount * trace_decay, zero)
-    return reverse_linear_recurrence(coefficients=decay, terms=residuals)
+    decay = rows.coefficients(align(discount, rewards) * align(trace_decay, rewards), residuals)
+    return rows.cleared(reverse_linear_recurrence(coefficients=decay, terms=residuals))
 
 
 def lambda_returns(
@@ -127,11 +133,12 @@ def lambda_returns(
     rewards: Float[Array, "time *batch"],
     values: Float[Array, "time *batch"],
     next_values: Float[Array, "time *batch"],
-    terminated: Bool[Array, "time *batch"],
-    truncated: Bool[Array, "time *batch"],
+    terminated: Flags[Array, "time *batch"],
+    truncated: Flags[Array, "time *batch"],
     discount: float | Array,
     trace_decay: float | Array,
-    valid: Bool[Array, "time *batch"] | None = None,
+    valid: Flags[Array, "time *batch"] | None = None,
+    gaps: Gaps | str = "stop",
 ) -> Float[Array, "time *batch"]:
     """G^λ_t = A_t + V(s_t), with A_t from :func:`generalized_advantages`: the target that a critic learns.
 
@@ -148,21 +155,20 @@ def lambda_returns(
         discount=discount,
         trace_decay=trace_decay,
         valid=valid,
+        gaps=gaps,
     )
-    if valid is None:
-        return advantages + values
-    xp = namespace(values)
-    return advantages + xp.where(valid, values, xp.zeros_like(values))
+    return advantages + harmless(values, flag("valid", valid))
 
 
 def discounted_returns(
     *,
     rewards: Float[Array, "time *batch"],
-    terminated: Bool[Array, "time *batch"],
-    truncated: Bool[Array, "time *batch"],
+    terminated: Flags[Array, "time *batch"],
+    truncated: Flags[Array, "time *batch"],
     discount: float | Array,
     next_values: Float[Array, "time *batch"] | None = None,
-    valid: Bool[Array, "time *batch"] | None = None,
+    valid: Flags[Array, "time *batch"] | None = None,
+    gaps: Gaps | str = "stop",
 ) -> Float[Array, "time *batch"]:
     """G_t = r_t + γ G_{t+1} up to the end of the episode, then γ (1 − terminated) V(s′).
 
@@ -173,6 +179,7 @@ def discounted_returns(
         discount: γ in [0, 1].
         next_values: V(s′_t), read where an episode was cut and in the last row; without it the rest counts as zero.
         valid: which steps are real; all by default.
+        gaps: whether slots that are not valid stop the sum or are skipped, as the module says.
 
     Returns:
         G_t in reward units.
@@ -182,34 +189,38 @@ def discounted_returns(
 
     Source: Sutton and Barto (2018), equation 3.9, with a bootstrap at cuts.
     """
-    _check_fraction("discount", discount)
-    xp = namespace(rewards)
-    zero = xp.zeros_like(rewards)
-    going = _goes_on(terminated, truncated, valid)
-    terms = rewards if valid is None else xp.where(valid, rewards, zero)
-    if next_values is not None:
-        last = xp.concat([xp.zeros_like(going[:-1, ...]), xp.ones_like(going[-1:, ...])], axis=0)
-        bootstraps = ~terminated & (~going | last)
-        if valid is not None:
-            bootstraps = bootstraps & valid
-        terms = terms + discount * xp.where(bootstraps, next_values, zero)
-    return reverse_linear_recurrence(coefficients=xp.where(going, zero + discount, zero), terms=terms)
+    check_fraction("discount", discount)
+    rows = rows_of(terminated=terminated, truncated=truncated, valid=valid, gaps=gaps)
+    coefficients = rows.coefficients(align(discount, rewards), rewards)
+    terms = _rewards_and_bootstraps(rows, rewards, next_values, discount)
+    return rows.cleared(reverse_linear_recurrence(coefficients=coefficients, terms=terms))
+
+
+def _rewards_and_bootstraps(rows: Rows, rewards: Array, next_values: Array | None, discount: float | Array) -> Array:
+    """r_t, and γ (1 − terminated) V(s′_t) where the rollout has nothing more of the episode."""
+    rewards = harmless(rewards, rows.valid)
+    if next_values is None:
+        return rewards
+    bootstraps = harmless(rows.closing() & ~rows.terminated, rows.valid)
+    bootstrap = namespace(rewards).where(bootstraps, next_values, namespace(rewards).zeros_like(rewards))
+    return rewards + factor_of(discount, rewards, rows.valid) * bootstrap
 
 
 def n_step_returns(
     *,
     rewards: Float[Array, "time *batch"],
     next_values: Float[Array, "time *batch"],
-    terminated: Bool[Array, "time *batch"],
-    truncated: Bool[Array, "time *batch"],
+    terminated: Flags[Array, "time *batch"],
+    truncated: Flags[Array, "time *batch"],
     discount: float | Array,
     steps: int,
-    valid: Bool[Array, "time *batch"] | None = None,
+    valid: Flags[Array, "time *batch"] | None = None,
+    gaps: Gaps | str = "stop",
 ) -> Float[Array, "time *batch"]:
     """G^(n)_t = Σ_{k<m} γ^k r_{t+k} + γ^m V(s′_{t+m−1}), m = n or what the episode and the rollout leave.
 
-    With G the discounted return, G^(n)_t = G_t − γⁿ (G_{t+n} − V(s′_{t+n−1})) where the episode lasts that long and
-    G_t where it does not, so the cost does not depend on n.
+    Windows are put together from shorter ones, at most 2 log₂ n times, and nothing is subtracted: a reward reaches the n rows
+    whose windows it lies in, and no other's digits.
 
     Args:
         rewards: r_t.
@@ -219,6 +230,7 @@ def n_step_returns(
         discount: γ in [0, 1].
         steps: n ≥ 1.
         valid: which steps are real; all by default.
+        gaps: whether slots that are not valid stop the sum or are skipped, as the module says.
 
     Returns:
         G^(n)_t in reward units; masked slots return 0.
@@ -230,16 +242,44 @@ def n_step_returns(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, but is {steps}")
-    full = discounted_returns(
-        rewards=rewards, terminated=terminated, truncated=truncated, discount=discount, next_values=next_values, valid=valid
+    if steps >= rewards.shape[0]:
+        return discounted_returns(
+            rewards=rewards, terminated=terminated, truncated=truncated, discount=discount, next_values=next_values,
+            valid=valid, gaps=gaps,
+        )  # fmt: skip
+    check_fraction("discount", discount)
+    rows = rows_of(terminated=terminated, truncated=truncated, valid=valid, gaps=gaps)
+    xp = namespace(rewards)
+    zero = xp.zeros_like(rewards)
+    one_step = (
+        xp.where(rows.closing(), zero, zero + align(discount, rewards)),
+        _rewards_and_bootstraps(rows, rewards, next_values, discount),
     )
-    if steps >= full.shape[0]:
-        return full
-    xp = namespace(full)
-    zero = xp.zeros_like(full)
-    going = xp.where(_goes_on(terminated, truncated, valid), zero + 1, zero)
-    rows_left = reverse_linear_recurrence(coefficients=going, terms=xp.ones_like(full))
-    # The window reaches row t + n only if no end lies in rows t … t+n−1; row counts are exact in floating point.
-    reaches = rows_left[:-steps, ...] > steps
-    beyond = discount**steps * (full[steps:, ...] - next_values[steps - 1 : -1, ...])
-    return full - xp.concat([xp.where(reaches, beyond, zero[steps:, ...]), zero[:steps, ...]], axis=0)
+    if rows.gaps is None:
+        return _windows(*one_step, next_values, steps)
+    there, back = rows.order()
+    coefficients, terms, values = (xp.take_along_axis(x, there, axis=0) for x in (*one_step, next_values))
+    return xp.take_along_axis(_windows(coefficients, terms, values, steps), back, axis=0)
+
+
+def _windows(coefficients: Array, terms: Array, values: Array, steps: int) -> Array:
+    """What n rows of the recurrence y_t = b_t + a_t y_{t+1} make of y_{t+n} = V(s′_{t+n−1}); a of the last row must be 0."""
+    xp = namespace(coefficients, terms)
+
+    def shifted(x: Array, by: int) -> Array:
+        return xp.concat([x[by:, ...], xp.zeros_like(x[:by, ...])], axis=0) if by else x
+
+    def beyond(coefficients: Array, x: Array) -> Array:
+        return coefficients * xp.where(coefficients != 0, x, xp.zeros_like(x))  # 0 · ∞ is NaN, and nothing lies behind an end
+
+    def behind(first: tuple[Array, Array], second: tuple[Array, Array], length: int) -> tuple[Array, Array]:
+        coefficients, terms = (shifted(x, length) for x in second)
+        return first[0] * coefficients, first[1] + beyond(first[0], terms)
+
+    one = whole = (coefficients, terms)
+    length = 1
+    for digit in f"{steps:b}"[1:]:
+        whole, length = behind(whole, whole, length), 2 * length
+        if digit == "1":
+            whole, length = behind(whole, one, length), length + 1
+    return whole[1] + beyond(whole[0], shifted(values, steps - 1))

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from surefoot.equations._library import Array, namespace, reverse_linear_recurrence
+from surefoot.equations._library import Array, Flags, align, flag, namespace
+from surefoot.equations._rows import Gaps, Rows, carried, check_fraction, harmless, is_per_step, rows_of
 from surefoot.equations.returns import (
     discounted_returns,
     generalized_advantages,
@@ -49,15 +50,16 @@ def policy_gradient_weights(
     name: Weight | str,
     *,
     rewards: Float[Array, "time *batch"],
-    terminated: Bool[Array, "time *batch"],
-    truncated: Bool[Array, "time *batch"],
+    terminated: Flags[Array, "time *batch"],
+    truncated: Flags[Array, "time *batch"],
     discount: float | Array,
     values: Float[Array, "time *batch"] | None = None,
     next_values: Float[Array, "time *batch"] | None = None,
     action_values: Float[Array, "time *batch"] | None = None,
     trace_decay: float | Array | None = None,
     steps: int | None = None,
-    valid: Bool[Array, "time *batch"] | None = None,
+    valid: Flags[Array, "time *batch"] | None = None,
+    gaps: Gaps | str = "stop",
     elapsed: Float[Array, "*batch"] | None = None,
     collected: Float[Array, "*batch"] | None = None,
 ) -> Float[Array, "time *batch"]:
@@ -91,6 +93,7 @@ def policy_gradient_weights(
         trace_decay: λ in [0, 1].
         steps: n ≥ 1.
         valid: which steps are real; all by default. Masked slots return 0.
+        gaps: whether masked slots stop a sum over time or are skipped, as :mod:`surefoot.equations.returns` says.
         elapsed: t of the first row within its episode (total-return); 0 by default.
         collected: Σ γ^t′ r_t′ of the episode before the first row (total-return); 0 by default.
 
@@ -98,7 +101,7 @@ def policy_gradient_weights(
         ψ_t in reward units, shape (T, …).
 
     Raises:
-        ValueError: there is no such form, or something that it needs is missing.
+        ValueError: there is no such form, something that it needs is missing, or ``elapsed`` is given with a discount per step.
 
     Source: Schulman et al. (2016), section 2, equation 1; n-step: Mnih et al., Asynchronous Methods for Deep
     Reinforcement Learning (2016), section 4.
@@ -110,15 +113,15 @@ def policy_gradient_weights(
         raise ValueError(f"there is no weight {name!r}; there are {', '.join(WEIGHTS)}")
     if missing := [need for need in WEIGHT_NEEDS[name] if given[need] is None]:
         raise ValueError(f"the weight {name} needs {' and '.join(f'{need} ({_MEANINGS[need]})' for need in missing)}")
-    ends: dict[str, Any] = {"terminated": terminated, "truncated": truncated, "discount": discount, "valid": valid}
-    xp = namespace(rewards)
-    if name in ("total-return", "reward-to-go"):
-        to_go = discounted_returns(rewards=rewards, **ends)
-        if name == "reward-to-go":
-            return to_go
-        since, before = returns_so_far(rewards=rewards, **ends, elapsed=elapsed, collected=collected)
-        total = before + discount**since * to_go
-        return total if valid is None else xp.where(valid, total, xp.zeros_like(total))
+    valid = flag("valid", valid)
+    ends: dict[str, Any] = {
+        "terminated": terminated, "truncated": truncated, "discount": discount, "valid": valid, "gaps": gaps,
+    }  # fmt: skip
+    if name == "reward-to-go":
+        return discounted_returns(rewards=rewards, **ends)
+    if name == "total-return":
+        _, discounts, before = _so_far(rewards=rewards, **ends, elapsed=elapsed, collected=collected)
+        return harmless(before + discounts * discounted_returns(rewards=rewards, **ends), valid)
     if name == "td-residual":
         return temporal_difference_residuals(
             rewards=rewards, values=values, next_values=next_values, terminated=terminated, discount=discount, valid=valid
@@ -133,31 +136,16 @@ def policy_gradient_weights(
         weights = discounted_returns(rewards=rewards, next_values=next_values, **ends) - given["values"]
     else:
         weights = given["action_values"] - (0 if name == "q-value" else given["values"])
-    return weights if valid is None else xp.where(valid, weights, xp.zeros_like(rewards))
-
-
-def _continues(terminated: Array, truncated: Array, valid: Array | None) -> Array:
-    """1 where a row goes on with the episode of the row before, the first row included."""
-    xp = namespace(terminated)
-    going = ~(terminated | truncated)
-    if valid is not None:
-        going = going & valid
-    return xp.concat([xp.ones_like(going[:1, ...]), going[:-1, ...]], axis=0)
-
-
-def _forward(*, coefficients: Array, terms: Array) -> Array:
-    """y_t = b_t + a_t y_{t−1}, with y_{−1} = 0: the reverse recurrence with time turned round."""
-    xp = namespace(terms)
-    flipped = reverse_linear_recurrence(coefficients=xp.flip(coefficients, axis=0), terms=xp.flip(terms, axis=0))
-    return xp.flip(flipped, axis=0)
+    return harmless(weights, valid)
 
 
 def elapsed_steps(
     *,
-    terminated: Bool[Array, "time *batch"],
-    truncated: Bool[Array, "time *batch"],
+    terminated: Flags[Array, "time *batch"],
+    truncated: Flags[Array, "time *batch"],
     like: Float[Array, "..."],
-    valid: Bool[Array, "time *batch"] | None = None,
+    valid: Flags[Array, "time *batch"] | None = None,
+    gaps: Gaps | str = "stop",
     start: Float[Array, "*batch"] | None = None,
 ) -> Float[Array, "time *batch"]:
     """T of every row within its own episode, 0 at the first step after a beginning.
@@ -167,24 +155,30 @@ def elapsed_steps(
         truncated: whether the episode was cut at s′_t.
         like: any array of the floating dtype that the result shall have.
         valid: which steps are real; all by default.
+        gaps: whether slots that are not valid end an episode or are skipped.
         start: t of the first row; 0 by default.
 
     Returns:
         t as a floating-point number, shape (T, …).
     """
-    xp = namespace(like)
-    continues = xp.astype(_continues(terminated, truncated, valid), like.dtype)
-    first = xp.zeros_like(continues[:1, ...]) if start is None else start[None, ...] * xp.ones_like(continues[:1, ...])
-    return _forward(coefficients=continues, terms=xp.concat([first, continues[1:, ...]], axis=0))
+    rows = rows_of(terminated=terminated, truncated=truncated, valid=valid, gaps=gaps)
+    like = _of_rows(like, rows)
+    return carried(rows, like=like, earned=namespace(like).ones_like(like), start=start)
+
+
+def _of_rows(like: Array, rows: Rows) -> Array:
+    """Zeros of the dtype of ``like`` and the shape of a rollout."""
+    return namespace(like).astype(namespace(rows.going).zeros_like(rows.going), like.dtype)
 
 
 def returns_so_far(
     *,
     rewards: Float[Array, "time *batch"],
-    terminated: Bool[Array, "time *batch"],
-    truncated: Bool[Array, "time *batch"],
+    terminated: Flags[Array, "time *batch"],
+    truncated: Flags[Array, "time *batch"],
     discount: float | Array,
-    valid: Bool[Array, "time *batch"] | None = None,
+    valid: Flags[Array, "time *batch"] | None = None,
+    gaps: Gaps | str = "stop",
     elapsed: Float[Array, "*batch"] | None = None,
     collected: Float[Array, "*batch"] | None = None,
 ) -> tuple[Float[Array, "time *batch"], Float[Array, "time *batch"]]:
@@ -196,18 +190,39 @@ def returns_so_far(
         truncated: whether the episode was cut at s′_t.
         discount: γ in [0, 1].
         valid: which steps are real; all by default.
+        gaps: whether slots that are not valid end an episode or are skipped.
         elapsed: t of the first row; 0 by default.
         collected: the sum before the first row; 0 by default.
 
     Returns:
-        t and the sum, in reward units, each of shape (T, …).
+        t and the sum, in reward units, each of shape (T, …). Of a discount per step γ^t′ is Π_{k<t′} γ_k.
+
+    Raises:
+        ValueError: ``elapsed`` is given with a discount per step: what the steps before the first row discounted is not known.
     """
-    xp = namespace(rewards)
-    since = elapsed_steps(terminated=terminated, truncated=truncated, like=rewards, valid=valid, start=elapsed)
-    if valid is not None:
-        rewards = xp.where(valid, rewards, xp.zeros_like(rewards))
-    continues = xp.astype(_continues(terminated, truncated, valid), rewards.dtype)
-    earned = discount**since * rewards
-    first = xp.zeros_like(rewards[:1, ...]) if collected is None else collected[None, ...] * xp.ones_like(rewards[:1, ...])
-    before = _forward(coefficients=continues, terms=xp.concat([first, continues[1:, ...] * earned[:-1, ...]], axis=0))
+    since, _, before = _so_far(
+        rewards=rewards, terminated=terminated, truncated=truncated, discount=discount, valid=valid, gaps=gaps,
+        elapsed=elapsed, collected=collected,
+    )  # fmt: skip
     return since, before
+
+
+def _so_far(
+    *, rewards: Array, terminated: Array, truncated: Array, discount: float | Array, valid: Array | None, gaps: Gaps | str,
+    elapsed: Array | None, collected: Array | None,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """T of every row within its episode, what the steps before it discount, Π γ, and what they brought."""
+    check_fraction("discount", discount)
+    rows = rows_of(terminated=terminated, truncated=truncated, valid=valid, gaps=gaps)
+    rewards = harmless(rewards, rows.valid)
+    since = carried(rows, like=rewards, earned=namespace(rewards).ones_like(rewards), start=elapsed)
+    if not is_per_step(discount, rewards):
+        discounts = align(discount, rewards) ** since
+    elif elapsed is None:
+        discounts = carried(rows, like=rewards, factor=discount, restart=1.0)
+    else:
+        raise ValueError(
+            "elapsed goes with one discount, or one per column; with a discount per step, what the steps before the first row"
+            " discounted is not known: begin the rollout with the episode"
+        )
+    return since, discounts, carried(rows, like=rewards, earned=discounts * rewards, start=collected)

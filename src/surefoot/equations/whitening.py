@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from surefoot.equations._library import Array, namespace
+from surefoot.equations._library import Array, Flags, flag, namespace
+from surefoot.equations._rows import harmless
 from surefoot.equations.objectives import masked_mean
 
 __all__ = ["whiten"]
 
 
 def whiten(
-    x: Float[Array, "*batch"], *, valid: Bool[Array, "*batch"] | None = None, shift_mean: bool = True, epsilon: float = 1e-8
+    x: Float[Array, "*batch"], *, valid: Flags[Array, "*batch"] | None = None, shift_mean: bool = True, epsilon: float = 1e-8
 ) -> Float[Array, "*batch"]:
     """(x − μ)/√(σ² + ε) or, with the mean kept, (x − μ)/√(σ² + ε) + μ.
 
@@ -35,15 +36,12 @@ def whiten(
     """
     if not epsilon > 0:
         raise ValueError(f"epsilon must be positive, but is {epsilon}")
-    xp = namespace(x)
-    zero = xp.zeros_like(x)
-    x = x if valid is None else xp.where(valid, x, zero)
+    xp, valid = namespace(x), flag("valid", valid)
     # One of the entries is subtracted first: equal ones then differ by 0, where their mean might be rounded.
     some = xp.max(x if valid is None else xp.where(valid, x, -xp.inf))
     some = xp.where(xp.isfinite(some), some, xp.zeros_like(some))
-    since = x - some if valid is None else xp.where(valid, x - some, zero)
+    since = harmless(harmless(x, valid) - some, valid)
     mean = masked_mean(since, valid)
     centred = since - mean
     whitened = centred / xp.sqrt(masked_mean(centred**2, valid) + epsilon)
-    whitened = whitened if shift_mean else whitened + (some + mean)
-    return whitened if valid is None else xp.where(valid, whitened, zero)
+    return harmless(whitened if shift_mean else whitened + (some + mean), valid)

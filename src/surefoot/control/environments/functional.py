@@ -14,6 +14,7 @@ import numpy as np
 from surefoot.control.compilation import fixed_settings
 from surefoot.control.rollout import EnvironmentStep, ScanCarry
 from surefoot.equations import Array
+from surefoot.equations._library import flag
 from surefoot.errors import UsageError
 
 
@@ -31,7 +32,7 @@ class FunctionalEnvironment(Protocol):
         ...
 
     def transition(self, state: Any, action: Array, key: Array) -> tuple[Any, Array, Array, Array]:
-        """(next state, its observation, reward, terminated)."""
+        """(next state, its observation, reward, terminated): a boolean, or 0 and 1 of any integer or real dtype."""
         ...
 
 
@@ -106,6 +107,7 @@ def functional_step(environment: FunctionalEnvironment) -> EnvironmentStep:
     def one(carry: FunctionalState, action: Array) -> tuple[FunctionalState, Array, Array, Array, Array]:
         key, of_step, of_reset = jax.random.split(carry.key, 3)
         state, observation, reward, terminated = environment.transition(carry.state, action, of_step)
+        terminated = flag("terminated", jnp.asarray(terminated))
         fresh_state, fresh_observation = environment.initial(of_reset)
         resets = carry.needs_reset
         state, observation = jax.tree.map(
@@ -128,7 +130,7 @@ def functional_carry(environment: FunctionalEnvironment, *, num_envs: int, key: 
     def one(key: Array) -> tuple[FunctionalState, Array]:
         key, of_reset = jax.random.split(key)
         state, observation = environment.initial(of_reset)
-        return FunctionalState(state, jnp.int32(0), jnp.bool_(False), key), observation.astype(jnp.float32)
+        return FunctionalState(state, jnp.int32(0), jnp.bool_(False), key), jnp.asarray(observation, jnp.float32)
 
     states, observations = jax.vmap(one)(jax.random.split(key, num_envs))
     return ScanCarry(states, observations, jnp.zeros(num_envs, bool))
@@ -161,7 +163,7 @@ def check_functional(environment: FunctionalEnvironment, *, name: str) -> None:
     """Trace one step of an environment, so that a mistake in it becomes a sentence.
 
     Raises:
-        UsageError: it raises, returns another number of values, or values of other shapes than its spaces say.
+        UsageError: it raises, returns another number of values, or values of other shapes or kinds than its spaces say.
     """
     key = jax.ShapeDtypeStruct((2,), jnp.uint32)
     action = jnp.asarray(environment.action_space.sample())
@@ -183,6 +185,10 @@ def check_functional(environment: FunctionalEnvironment, *, name: str) -> None:
     ):
         if jnp.shape(value) != shape:
             raise UsageError(f"{name}: {what} has shape {jnp.shape(value)} where {shape} is right")
+        if not jnp.isdtype(jnp.result_type(value), ("bool", "integral", "real floating")):
+            raise UsageError(
+                f"{name}: {what} has dtype {jnp.result_type(value)} where real numbers, integers or booleans are right"
+            )
     before, after = (jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), s) for s in (state, following))
     if before != after:
         raise UsageError(f"{name}: transition's state differs in structure, shape or type from initial's: {after} and {before}")
