@@ -93,6 +93,7 @@ def test_top_k_top_p_and_temperature_narrow_what_is_drawn(capsys, model):
     network = language_model().eval()
     with torch.no_grad():
         logits = network(torch.tensor([word_level()("what is").input_ids])).logits[0, -1]
+    logits[len(word_level()) :] = -torch.inf  # rows that are no token
     order = logits.argsort(descending=True).tolist()
     words = [word_level().decode([i], skip_special_tokens=True) for i in order]
     named = [f" {word}" if word else "" for word in words]

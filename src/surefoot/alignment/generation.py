@@ -17,6 +17,7 @@ from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.models.configuration import ModelConfiguration
 from surefoot.alignment.models.loading import load_policy
 from surefoot.alignment.models.precision import autocast_dtype
+from surefoot.alignment.models.vocabulary import no_tokens
 from surefoot.alignment.preparation import check_length
 from surefoot.alignment.rlhf.online import end_tokens
 from surefoot.alignment.sampling.sampler import Sampler
@@ -73,7 +74,7 @@ def generate(
         tell(notice)
     if temperature == 0:
         temperature, top_k = 1.0, 1
-    under = AnswerDistribution(temperature, shortest, end_tokens(model, tokenizer))
+    under = AnswerDistribution(temperature, shortest, end_tokens(model, tokenizer), no_tokens(model, tokenizer))
     sampler = Sampler(likelihood, under=under, longest=longest, top_k=top_k, top_p=top_p)
     generator = np.random.default_rng(seed)
     samples: list[dict[str, Any]] = []

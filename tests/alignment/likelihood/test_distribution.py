@@ -16,12 +16,16 @@ from tests.alignment.likelihood.test_likelihood import EVEN, UNEVEN, gradients, 
 
 torch.set_num_threads(1)
 
-UNDER = AnswerDistribution(temperature=0.7, shortest=3, ends=(1, 23))
+UNDER = AnswerDistribution(temperature=0.7, shortest=3, ends=(1, 23), never=(20,))
 TWO = AnswerDistribution(temperature=1.9, shortest=2, ends=(23,))
 
 
 def without_ends(groups):
-    return [(prompt, [np.where(answer == 23, 22, answer) for answer in answers]) for prompt, answers in groups]
+    """And without the token that is never drawn."""
+    return [
+        (prompt, [np.choose((answer == 23) + 2 * (answer == 20), (answer, 22, 21)) for answer in answers])
+        for prompt, answers in groups
+    ]
 
 
 def one_by_one(model, groups, under):
@@ -34,6 +38,7 @@ def one_by_one(model, groups, under):
             rows = []
             for step, row in enumerate(logits):
                 there = torch.ones(VOCABULARY, dtype=torch.bool)
+                there[list(under.never)] = False
                 if step < under.shortest - 1:
                     there[list(under.ends)] = False
                 left = row[there]
@@ -113,6 +118,25 @@ def test_the_plain_distribution_is_the_default_to_the_bit():
     assert default.values is None
     free = likelihood.completions(UNEVEN, under=AnswerDistribution(ends=(3, 4), shortest=1))
     assert torch.equal(default.tokens, free.tokens)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_what_is_no_token_has_no_chance_anywhere_and_the_others_share_it(name):
+    model = build(name)
+    likelihood = Likelihood(model)
+    likelihood.check(UNEVEN)
+    under = AnswerDistribution(never=tuple(range(12, VOCABULARY)))
+    one_token = [(UNEVEN[0][0], [np.array([token]) for token in range(VOCABULARY)])]
+    logs = likelihood.completions(one_token, under=under).tokens.detach()
+    assert float(logs[:12].exp().sum()) == pytest.approx(1, abs=1e-6)
+    assert bool((logs[12:] == -torch.inf).all())
+    head = likelihood.head.weight
+    likely = likelihood.completions([(UNEVEN[0][0], [np.array([3])])], under=under, entropies=True)
+    slope = gradients(model, likely.tokens.sum() + likely.entropies.sum())
+    name_of_head = next(n for n, p in model.named_parameters() if p is head)
+    if name == "llama":  # gemma2's head is its embedding too
+        assert not bool(slope[name_of_head][12:].any())
+    assert bool(slope[name_of_head][:12].any())
 
 
 def test_steps_count_an_answers_tokens():

@@ -29,6 +29,7 @@ def plain_tokens(model, prompt, answer, under):
     ids = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64))[None]
     logits = model(ids).logits[0, len(prompt) - 1 : -1] / under.temperature
     excluded = torch.zeros_like(logits, dtype=torch.bool)
+    excluded[:, list(under.never)] = True
     for t in range(min(under.shortest - 1, len(answer))):
         excluded[t, list(under.ends)] = True
     logs = logits.masked_fill(excluded, -1e9).log_softmax(-1)

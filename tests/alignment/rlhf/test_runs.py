@@ -21,9 +21,9 @@ from surefoot.alignment.rlhf.online import Online
 from surefoot.alignment.training import align
 from surefoot.errors import RunError, UsageError
 from surefoot.runs.metrics import read_metrics
-from tests.alignment.models.tiny import language_model, save_language_model
+from tests.alignment.models.tiny import language_model, reward_model, save_language_model
 from tests.alignment.rlhf.experiences import weights_of
-from tests.alignment.tokenizers import WORDS, gpt2_like
+from tests.alignment.tokenizers import WORDS, gpt2_like, word_level
 
 torch.set_num_threads(1)
 
@@ -173,6 +173,40 @@ def test_answers_can_be_read_while_the_run_goes_on(model, data, tmp_path):
     assert result["iterations"] == 8
     run(model, data, tmp_path / "silent", epochs=1, objective={"weight": "group", "samples_every": 0})
     assert not (tmp_path / "silent" / "samples.jsonl").exists()
+
+
+@pytest.mark.parametrize("share_prompts", [True, False])
+@pytest.mark.parametrize("critic", ["reward", "policy"])
+def test_rows_that_are_no_token_are_never_drawn_and_ratios_are_of_the_rest(
+    critic, share_prompts, data, tmp_path, capsys, monkeypatch
+):
+    """As of vocabularies that are rounded up; a reward model with a row per token could not read the others."""
+    rows, tokens = 60, len(word_level())
+    save_language_model(tmp_path / "large", vocab_size=rows)
+    reward_model().save_pretrained(tmp_path / "judge")
+    word_level().save_pretrained(tmp_path / "judge")
+    seen, completions = [], LiveReference.completions
+
+    def counted(self, groups, *, under):
+        seen.extend(int(token) for _, answers in groups for answer in answers for token in answer)
+        return completions(self, groups, under=under)
+
+    monkeypatch.setattr(LiveReference, "completions", counted)
+    chosen = {"critic": critic, "shortest_answer": 2}
+    configuration = settings(
+        tmp_path / "large",
+        data,
+        tmp_path / "run",
+        reward=str(tmp_path / "judge"),
+        objective=chosen,
+        epochs=3,
+        share_prompts=share_prompts,
+    )
+    result = align(configuration)
+    assert f"{rows - tokens} rows of the model's vocabulary are no token" in capsys.readouterr().err
+    assert len(seen) > 50
+    assert max(seen) < tokens
+    assert result["ratio_error"] <= 1e-5
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2])

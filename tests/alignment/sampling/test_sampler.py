@@ -22,7 +22,7 @@ from tests.alignment.models.tiny import FAMILIES
 
 torch.set_num_threads(1)
 
-UNDER = AnswerDistribution(temperature=0.7, shortest=3, ends=(1, 5, 9))
+UNDER = AnswerDistribution(temperature=0.7, shortest=3, ends=(1, 5, 9), never=(3, 11))
 LENGTHS = (9, 4, 12, 4)
 
 
@@ -42,6 +42,7 @@ def exact(model, prompt, answer, under):
         logits = model(ids).logits[0, len(prompt) - 1 : -1].double() / under.temperature
     if under.ends:
         logits[: under.shortest - 1, list(under.ends)] = -torch.inf
+    logits[:, list(under.never)] = -torch.inf
     return logits.softmax(dim=-1).numpy()
 
 
@@ -81,11 +82,13 @@ def test_tokens_and_log_probabilities_are_those_of_plain_forwards(name, answers)
     longest=st.integers(1, 9),
     shortest=st.integers(1, 3),
     ends=st.sets(st.integers(0, VOCABULARY - 1), max_size=6),
+    never=st.sets(st.integers(0, VOCABULARY - 1), max_size=6),
     temperature=st.sampled_from([0.5, 1.0, 2.0]),
     seed=st.integers(0, 100),
 )
-def test_any_lengths_any_number_of_answers(lengths, answers, longest, shortest, ends, temperature, seed):
-    under = AnswerDistribution(temperature=temperature, shortest=min(shortest, longest), ends=tuple(sorted(ends)))
+def test_any_lengths_any_number_of_answers(lengths, answers, longest, shortest, ends, never, temperature, seed):
+    excluded = {"ends": tuple(sorted(ends)), "never": tuple(sorted(never))}
+    under = AnswerDistribution(temperature=temperature, shortest=min(shortest, longest), **excluded)
     prompts, noise = prompts_of(*lengths, seed=seed), noise_for(len(lengths) * answers, longest, seed)
     samples = Sampler(Likelihood(build("llama")), under=under, longest=longest).sample(prompts, answers=answers, noise=noise)
     assert_right(build("llama"), prompts, answers, samples, noise, under, longest)

@@ -20,16 +20,21 @@ TINY = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True, eq=False)
 class Excluded:
-    """Tokens that cannot be drawn in some rows: their logits count as −∞."""
+    """Tokens that cannot be drawn: their logits count as −∞."""
 
     rows: Int[torch.Tensor, " E"]
-    """Increasing."""
+    """In these, increasing,"""
     tokens: Int[torch.Tensor, " M"]
+    """these tokens,"""
+    everywhere: Int[torch.Tensor, " W"] | None = None
+    """and in all rows these."""
 
     def fill(self, x: torch.Tensor, begin: int, value: float) -> None:
         """Write a value there; x are the rows from ``begin`` on."""
         rows = self.rows[(self.rows >= begin) & (self.rows < begin + x.shape[0])] - begin
         x[rows[:, None], self.tokens] = value
+        if self.everywhere is not None:
+            x.index_fill_(1, self.everywhere, value)
 
 
 def token_log_probabilities(

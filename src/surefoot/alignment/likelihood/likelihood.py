@@ -317,11 +317,12 @@ class Likelihood:
 
 
 def _excluded(packed: Packed, under: AnswerDistribution) -> Excluded | None:
-    """The end tokens, in the rows that predict an answer's first tokens."""
+    """What is no token; and the end tokens, in the rows that predict an answer's first tokens."""
     if not under.excludes:
         return None
     rows = packed.row_of[packed.step_of < under.shortest - 1].unique()
-    return Excluded(rows, torch.tensor(under.ends, device=rows.device))
+    ends, never = (torch.tensor(ids, dtype=torch.int64, device=rows.device) for ids in (under.ends, under.never))
+    return Excluded(rows, ends, never)
 
 
 def _given_logits(

@@ -83,6 +83,8 @@ class PolicyOptimization:
     """Iterations of the whole run, which the step size's schedule needs."""
     ends: tuple[int, ...] = ()
     """Ids that end an answer; without any, every answer has ``longest_answer`` tokens."""
+    never: tuple[int, ...] = ()
+    """Ids that are no token, and are never drawn."""
     at_once: bool = False
     """Whether two threads may compute two halves of a batch (:mod:`surefoot.alignment.learning.halves`)."""
     say: Callable[[str], None] = lambda sentence: None
@@ -104,7 +106,7 @@ class PolicyOptimization:
         settings = self.settings
         if (settings.weight == "gae") != (self.critic is not None):
             raise ValueError(f"the weight {settings.weight} {'needs a' if self.critic is None else 'has no use for a'} critic")
-        self.under = AnswerDistribution(settings.temperature, settings.shortest_answer, self.ends)
+        self.under = AnswerDistribution(settings.temperature, settings.shortest_answer, self.ends, self.never)
         self.sampler = Sampler(self.actor, under=self.under, longest=settings.longest_answer)
         self.beta = settings.beta
         self.reward_scale: RewardScale | None = None

@@ -24,6 +24,7 @@ from surefoot.alignment.models.adapters import add_adapter
 from surefoot.alignment.models.counting import matrix_rate
 from surefoot.alignment.models.loading import load_policy
 from surefoot.alignment.models.precision import autocast_dtype, device_of
+from surefoot.alignment.models.vocabulary import about_no_tokens, no_tokens
 from surefoot.alignment.preparation import check_length, live_reference, reference_fingerprint
 from surefoot.alignment.rewards.model import ModelReward
 from surefoot.alignment.rewards.opening import open_reward
@@ -56,6 +57,8 @@ class Online:
     reward: OpenedRewards
     critic: Critic | None
     ends: tuple[int, ...]
+    never: tuple[int, ...]
+    """Rows of the policy's vocabulary that are no token."""
     reference_fingerprint: str
     tell: Tell
 
@@ -97,8 +100,10 @@ class Online:
         critic = open_critic(configuration, tokenizer, likelihood, reward, groups, tell) if settings.weight == "gae" else None
         # Where a model ends its turns with another token than the tokenizer's EOS, its own configuration says so.
         ends = end_tokens(model, tokenizer)
+        if sentence := about_no_tokens(never := no_tokens(model, tokenizer)):
+            tell(sentence)
         fingerprint = reference_fingerprint(model)
-        return Online(configuration, tokenizer, data, likelihood, reward, critic, ends, fingerprint, tell)
+        return Online(configuration, tokenizer, data, likelihood, reward, critic, ends, never, fingerprint, tell)
 
     @property
     def model(self) -> Any:
@@ -182,6 +187,7 @@ class OnlineRun:
             training=training,
             total=self.total,
             ends=self.prepared.ends,
+            never=self.prepared.never,
             at_once=can_be_computed_at_once(configuration, likelihood),
             say=self.progress.say,
         )

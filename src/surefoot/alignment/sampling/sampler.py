@@ -184,7 +184,7 @@ class Sampler:
         decoder = self._way(self._likelihood, prompts, answers=answers, longest=self._longest, temperature=under.temperature)
         drawing = Drawing(count, self._vocabulary, device)
         uniform = torch.from_numpy(noise).to(device)
-        excluded = torch.tensor(under.ends, dtype=torch.int64, device=device)
+        ends, never = (torch.tensor(ids, dtype=torch.int64, device=device) for ids in (under.ends, under.never))
         tokens = np.zeros(noise.shape, dtype=np.int32)
         drawn_with: list[tuple[np.ndarray, torch.Tensor, torch.Tensor | None]] = []
         lengths, finished = np.full(count, self._longest), np.zeros(count, dtype=bool)
@@ -192,8 +192,10 @@ class Sampler:
         rows = np.arange(count)  # which answer each row of the batch is
         logits = decoder.after_prompts().repeat_interleave(answers, dim=0)
         for step in range(self._longest):
-            if under.excludes and step + 1 < under.shortest:
-                logits[:, excluded] = -torch.inf
+            if under.excludes_ends and step + 1 < under.shortest:
+                logits[:, ends] = -torch.inf
+            if under.never:
+                logits.index_fill_(1, never, -torch.inf)
             left = truncate(logits, top_k=self._top_k, top_p=self._top_p) if truncates else None
             drawn, log_probability = drawing.draw(logits, uniform[:, step])
             drawn_with.append((rows, log_probability, left))
