@@ -183,6 +183,49 @@ def test_a_signal_before_there_is_a_run_is_one_sentence(number, monkeypatch, cap
     assert capsys.readouterr().err == "surefoot: stopped at once; what was saved before is kept\n"
 
 
+IMPORTING = """
+import os, signal, sys
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            try:
+                os.kill(os.getpid(), signal.{number})
+            except BaseException:
+                if {swallowed}:
+                    return None
+                raise
+sys.meta_path.insert(0, Interrupts())
+from surefoot.cli import entry
+sys.argv = ["surefoot", "train", "ppo", "--env", "CartPole-v1"]
+entry()
+"""
+"""A process that is signalled as it begins to import a module, which may be within code that catches everything."""
+
+
+@pytest.mark.parametrize(
+    ("module", "number", "swallowed"),
+    [
+        ("tyro", "SIGINT", False), ("numpy", "SIGINT", True), ("jax", "SIGINT", False), ("jax", "SIGINT", True),
+        ("gymnasium", "SIGTERM", True),
+    ],
+)  # fmt: skip
+def test_a_signal_while_modules_are_imported_is_one_sentence(module, number, swallowed, tmp_path):
+    code = IMPORTING.format(module=module, number=number, swallowed=swallowed)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "surefoot: stopped at once; what was saved before is kept"
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_begins_with_modules_that_cost_nothing():
+    """Before it can answer Ctrl-C, little is imported: no engine, no library, nothing of surefoot but three files."""
+    code = "import sys\nbefore = set(sys.modules)\nimport surefoot.cli\nprint(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert set(done.stdout.split()) <= {"__future__", "surefoot", "surefoot.cli", "surefoot.errors"}
+
+
 def test_none_switches_off(tmp_path):
     out = tmp_path / "run"
     command = (

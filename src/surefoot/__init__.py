@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing's own, without its import: the command line begins with this file
 if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
     from surefoot.control.policies.policy import Policy
 
-__version__ = version("surefoot")
+    __version__: str
 __all__ = ["__version__", "load"]
 
 
@@ -28,6 +28,10 @@ def load(run: str | Path) -> Policy:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # a tenth of a second, which no command needs
+
+        return version("surefoot")
     raise AttributeError(
         f"surefoot has no {name!r}; it has {', '.join(__all__)} and the subpackages equations, control and runs"
     )

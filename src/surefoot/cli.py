@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
 
-from surefoot.commands import align, demo, evaluate, export, frontier, generate, gradients, inspect, resume, task, train
-from surefoot.commands.options import DONE, FAILED, WRONG_INPUT, hyphenated
-from surefoot.errors import RunError, UsageError, on_one_line
-from surefoot.runs.stopping import ended_by_signals
+# Nothing here takes time to import, so that Ctrl-C finds main at work.
+from surefoot.errors import DONE, FAILED, STOPPED, WRONG_INPUT, RunError, UsageError, on_one_line
+
+TYPE_CHECKING = False  # typing's own, without its import
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 STARTED = time.time()
 EXTRAS = dict.fromkeys(("jax", "gymnasium", "optax", "flax"), "control")
 EXTRAS |= dict.fromkeys(("torch", "transformers", "tokenizers", "peft", "datasets", "pyarrow"), "alignment")
 EXTRAS |= dict.fromkeys(("onnx", "onnxruntime"), "onnx")
 """Which extra brings which library."""
+COMMANDS = ("train", "align", "resume", "evaluate", "export", "inspect", "generate", "task", "gradients", "frontier", "demo")
+TIMED = ("train", "align", "resume", "demo")
+"""Commands that say how long they took, from the process's start."""
 
 HELP = """usage: surefoot COMMAND ...
 
@@ -46,10 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         the exit status: 0 done, 2 the input is wrong (one sentence on standard error), 1 anything else.
     """
-    arguments = [hyphenated(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     try:
+        from surefoot.runs.stopping import ended_by_signals
+
         with ended_by_signals():
-            status = _dispatch(arguments)
+            status = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
         return status
     except UsageError as error:
@@ -71,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(on_one_line(f"surefoot: {error.filename or 'output'}: {error.strerror or error}"), file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("surefoot: stopped at once; what was saved before is kept", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         return FAILED
 
 
@@ -89,30 +94,17 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(__version__)
         return DONE
-    command, rest = arguments[0], arguments[1:]
-    if command == "train":
-        return train.run(rest, started=STARTED)
-    if command == "align":
-        return align.run(rest, started=STARTED)
-    if command == "resume":
-        return resume.run(rest, started=STARTED)
-    if command == "inspect":
-        return inspect.run(rest)
-    if command == "generate":
-        return generate.run(rest)
-    if command == "task":
-        return task.run(rest)
-    if command == "evaluate":
-        return evaluate.run(rest)
-    if command == "export":
-        return export.run(rest)
-    if command == "gradients":
-        return gradients.run(rest)
-    if command == "frontier":
-        return frontier.run(rest)
-    if command == "demo":
-        return demo.run(rest, started=STARTED)
-    raise UsageError(
-        f"there is no command {command!r}; "
-        "there are train, align, resume, evaluate, export, inspect, generate, task, gradients, frontier and demo"
-    )
+    command, rest = arguments[0], [_hyphenated(argument) for argument in arguments[1:]]
+    if command not in COMMANDS:
+        raise UsageError(f"there is no command {command!r}; there are {', '.join(COMMANDS[:-1])} and {COMMANDS[-1]}")
+    import importlib
+
+    module = importlib.import_module(f"surefoot.commands.{command}")
+    status: int = module.run(rest, started=STARTED) if command in TIMED else module.run(rest)
+    return status
+
+
+def _hyphenated(argument: str) -> str:
+    """An option's name with hyphens, however it was spelt: the parser takes both, and everything else reads one."""
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else argument

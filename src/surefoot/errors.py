@@ -1,17 +1,22 @@
 """The errors that surefoot raises on purpose, each of one sentence that names what was wrong and what would be
-right.
+right, and the exit statuses that they end in.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # typing's own, without its import: the command line begins with this file
 if TYPE_CHECKING:
     from surefoot.control.environments.workers.failures import Failure
 
 
 LONGEST_QUOTATION = 400
 """Characters of another library's error that a sentence quotes."""
+
+
+DONE, FAILED, WRONG_INPUT = 0, 1, 2
+"""Exit statuses of the command line."""
+STOPPED = "surefoot: stopped at once; what was saved before is kept"
+"""What Ctrl-C ends with, where no run is going on that could finish its iteration."""
 
 
 class UsageError(Exception):

@@ -14,10 +14,10 @@ from typing import Any, get_args, get_type_hints
 
 import tyro
 
+from surefoot.errors import DONE as DONE
+from surefoot.errors import FAILED as FAILED
+from surefoot.errors import WRONG_INPUT as WRONG_INPUT
 from surefoot.errors import UsageError
-
-DONE, FAILED, WRONG_INPUT = 0, 1, 2
-"""Exit statuses."""
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,6 @@ def value_of(option: str, arguments: list[str]) -> str | None:
         elif argument.startswith(option + "="):
             value = argument.partition("=")[2]
     return value
-
-
-def hyphenated(argument: str) -> str:
-    """An option's name with hyphens, however it was spelt: the parser takes both, and everything else reads one."""
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
 
 
 def given(options: Sequence[str], arguments: list[str]) -> str | None:

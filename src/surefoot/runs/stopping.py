@@ -7,9 +7,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from surefoot.errors import FAILED, STOPPED
 
 
 class StopRequest:
@@ -31,29 +33,49 @@ class StopRequest:
             self.signal = number
             _say("stopping after this iteration; once more to stop at once\n")
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with _handled_by(stop):
             yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Within it SIGTERM is what Ctrl-C is, :class:`KeyboardInterrupt`, so that a process that has no run yet tidies up and says so."""
+    """Within it SIGTERM is what Ctrl-C is, :class:`KeyboardInterrupt`, so that a process that has no run yet tidies up and says so.
+
+    In the middle of an import the process ends there and then: code that is being imported may swallow the exception, or be C++ that
+    aborts over it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def end(number: int, frame: Any) -> None:
+        if _imports(frame):
+            _say(f"{STOPPED}\n")
+            os._exit(FAILED)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, end)
+    with _handled_by(end):
+        yield
+
+
+def _imports(frame: Any) -> bool:
+    """Whether the command line's own code is importing something."""
+    while frame is not None and frame.f_globals.get("__name__") != "surefoot.cli":
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Within it a handler has both signals; then those from before have them again."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handled in before.items():
+            signal.signal(number, handled)
 
 
 def _say(sentence: str) -> None:
