@@ -42,6 +42,17 @@ class EnvironmentFault(RunError):
         self.failure = failure
 
 
+class Caution(str):
+    """A sentence about something that may be wrong: it is printed under --quiet too, which leaves out progress and what is only good
+    to know.
+    """
+
+
+def shown(sentence: str, *, quiet: bool) -> bool:
+    """Whether a sentence is printed."""
+    return not quiet or isinstance(sentence, Caution)
+
+
 def printable(text: str) -> str:
     """The text with an escape in place of what would move a terminal's cursor, change its colours or hide what stands there."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from surefoot.errors import Caution
 from surefoot.runs.progress import Progress
 
 
@@ -14,3 +15,11 @@ def test_time_left_counts_what_this_process_did(capsys, monkeypatch):
         progress.update(95, rate=0.5, reached="something")
     assert "95/100 steps" in (line := capsys.readouterr().err)
     assert "0:10 left" in line
+
+
+def test_quiet_leaves_out_progress_and_no_warning(capsys):
+    with Progress("run", 100, quiet=True) as progress:
+        progress.say("backend gymnasium")
+        progress.update(100, rate=1.0, reached="something")
+        progress.say(Caution("4 is damaged and is passed over"))
+    assert capsys.readouterr().err == "4 is damaged and is passed over\n"

@@ -32,7 +32,7 @@ from surefoot.alignment.models.loading import load_policy, load_reward_model
 from surefoot.alignment.models.precision import autocast_dtype, device_of
 from surefoot.alignment.reference import KeptReference, LiveReference, Reference, ReferenceCache, evaluate_reference
 from surefoot.alignment.rlhf.configuration import PPOConfiguration
-from surefoot.errors import RunError, UsageError
+from surefoot.errors import Caution, RunError, UsageError
 from surefoot.runs.progress import Progress
 
 Tell = Callable[[str], None]
@@ -162,7 +162,7 @@ def check_length(likelihood: Likelihood, tokens: int, tell: Tell) -> None:
             f"beyond {most} tokens this model's rotary positions depend on the longest sequence of a batch; --max-length {most} avoids it"
         )
     else:
-        tell(f"sequences have up to {tokens} tokens, more than the {most} that the model was made for")
+        tell(Caution(f"sequences have up to {tokens} tokens, more than the {most} that the model was made for"))
 
 
 def reference_fingerprint(model: Any) -> str:

@@ -26,7 +26,7 @@ from surefoot.alignment.models.card import model_card
 from surefoot.alignment.models.runs import model_of
 from surefoot.alignment.models.saving import rehearse_saving, save_model
 from surefoot.alignment.rlhf.online import Online
-from surefoot.errors import RunError, UsageError, on_one_line, require
+from surefoot.errors import RunError, UsageError, on_one_line, require, shown
 from surefoot.runs.checkpoints import Checkpoint
 from surefoot.runs.directory import CONFIGURATION_FILE, MODEL_FOLDER, SUMMARY_FILE, create_run_folder, write_json
 from surefoot.runs.launchers import refuse_several_processes
@@ -186,7 +186,7 @@ def teller(quiet: bool) -> Callable[[str], None]:
     """What takes sentences for the user."""
 
     def tell(sentence: str) -> None:
-        if not quiet:
+        if shown(sentence, quiet=quiet):
             print(on_one_line(sentence), file=sys.stderr, flush=True)
 
     return tell

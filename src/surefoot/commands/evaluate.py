@@ -15,7 +15,7 @@ from surefoot.alignment.data.configuration import FormatName
 from surefoot.commands.options import DONE, Output, given, parse
 from surefoot.control.configuration import Backend
 from surefoot.control.recorded.off_policy_evaluation import Estimator
-from surefoot.errors import UsageError, on_one_line, require
+from surefoot.errors import UsageError, on_one_line, require, shown
 from surefoot.runs.directory import CONFIGURATION_FILE, read_json
 
 IN_ENVIRONMENT = ("--episodes", "--deterministic", "--backend", "--record", "--env")
@@ -98,8 +98,9 @@ def run(arguments: list[str]) -> int:
         if useless := given(IN_ENVIRONMENT, arguments):
             raise UsageError(f"{useless} does nothing with --from-data, which acts in no environment; leave it out")
         result, sentence = _from_data(chosen)
-    if not chosen.output.quiet:
-        print(*map(on_one_line, (*result.get("notices", ()), sentence)), sep="\n", file=sys.stderr)
+    for said in (*result.get("notices", ()), sentence):
+        if shown(said, quiet=chosen.output.quiet):
+            print(on_one_line(said), file=sys.stderr)
     chosen.output.give(result)
     return DONE
 

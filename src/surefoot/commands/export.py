@@ -10,7 +10,7 @@ from typing import Any, Literal
 import tyro
 
 from surefoot.commands.options import DONE, Output, parse
-from surefoot.errors import UsageError, on_one_line, require
+from surefoot.errors import UsageError, on_one_line, require, shown
 from surefoot.runs.directory import CONFIGURATION_FILE, MODEL_FOLDER, POLICY_FOLDER, read_json
 
 FILE = "policy.onnx"
@@ -49,8 +49,9 @@ def run(arguments: list[str]) -> int:
     from surefoot.control.onnx_export.export import export_policy
 
     result = export_policy(policy, file)
-    if not chosen.output.quiet:
-        print(*map(on_one_line, (*result["notices"], _sentence(result))), sep="\n", file=sys.stderr)
+    for said in (*result["notices"], _sentence(result)):
+        if shown(said, quiet=chosen.output.quiet):
+            print(on_one_line(said), file=sys.stderr)
     chosen.output.give(result)
     return DONE
 

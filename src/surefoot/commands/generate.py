@@ -13,7 +13,7 @@ import tyro
 
 from surefoot.alignment.data.configuration import DataConfiguration, FormatName
 from surefoot.commands.options import DONE, Output, given, parse
-from surefoot.errors import UsageError, on_one_line, printable, require
+from surefoot.errors import UsageError, on_one_line, printable, require, shown
 from surefoot.runs.directory import write_whole
 from surefoot.runs.progress import Progress
 
@@ -74,7 +74,7 @@ def run(arguments: list[str]) -> int:
     _check(chosen, arguments)
 
     def tell(sentence: str) -> None:
-        if not chosen.output.quiet:
+        if shown(sentence, quiet=chosen.output.quiet):
             print(on_one_line(sentence), file=sys.stderr)
 
     from surefoot.alignment.data.prompts import load_prompts, prompt_of

@@ -27,7 +27,7 @@ class Output:
     json: bool = False
     """Print one JSON object as the last line of standard output."""
     quiet: bool = False
-    """No progress."""
+    """Print no progress; warnings are printed all the same."""
 
     def give(self, result: dict[str, Any]) -> None:
         """The result as JSON, where that was asked for."""

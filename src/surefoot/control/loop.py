@@ -27,7 +27,7 @@ from surefoot.control.policies.spaces import Spaces, describe_spaces
 from surefoot.control.recorded.source import RecordedSource
 from surefoot.control.sources import Source
 from surefoot.control.update.state import Learner, Schedule, schedule_at
-from surefoot.errors import EnvironmentFault, RunError, UsageError
+from surefoot.errors import Caution, EnvironmentFault, RunError, UsageError
 from surefoot.runs.checkpoints import Checkpoints
 from surefoot.runs.directory import CONFIGURATION_FILE, SUMMARY_FILE, write_json
 from surefoot.runs.metrics import BEGINNING, MetricsWriter
@@ -143,7 +143,7 @@ def train_seeds(
                 for sentence in keeper.after_restarts(outcome.restarts):
                     progress.say(sentence)
                 if iteration.finished is not None:
-                    progress.say(iteration.finished)
+                    progress.say(Caution(iteration.finished))
                 rate = (sum(standing.acted) - before) / keeper.seconds
                 progress.update(standing.completed * configuration.slots, rate=rate, reached=_reached(standing))
                 keeper.after_report()

@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from surefoot.errors import RunError, UsageError
+from surefoot.errors import Caution, RunError, UsageError
 from surefoot.runs.directory import CHECKPOINTS_FOLDER
 
 FORMAT = "surefoot checkpoint 1"
@@ -122,12 +122,13 @@ class Checkpoints:
             UsageError: there is none.
         """
         self.adopt()
-        said, advice = [], "train with --checkpoint-every"
+        said: list[str] = []
+        advice = "train with --checkpoint-every"
         for step in reversed(self.steps()):
             try:
                 found = self.read(step)
             except Damaged as reason:
-                said.append(f"{self.folder / str(step)} is damaged ({reason}) and is passed over")
+                said.append(Caution(f"{self.folder / str(step)} is damaged ({reason}) and is passed over"))
                 continue
             if exact and not found.exact:
                 said.append(f"the checkpoint at step {step:,} is not exact, and is passed over")

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from surefoot.errors import RunError, UsageError
+from surefoot.errors import Caution, RunError, UsageError
 from surefoot.runs.directory import METRICS_FILE, TENSORBOARD_FOLDER
 from surefoot.runs.tensorboard import EventFile
 
@@ -123,7 +123,7 @@ def _checked(position: Mapping[str, Any]) -> tuple[int, tuple[str, int] | None]:
 def _cut_lines(path: Path, length: int) -> list[str]:
     """Shorten a file of lines to ``length`` bytes, or to the whole lines before; returns a sentence where some are missing."""
     if not path.exists():
-        return [f"{path} is gone; it begins anew"] if length else []
+        return [Caution(f"{path} is gone; it begins anew")] if length else []
     with open(path, "r+b") as file:
         there = file.seek(0, os.SEEK_END)
         file.truncate(min(there, length))
@@ -133,7 +133,8 @@ def _cut_lines(path: Path, length: int) -> list[str]:
         file.seek(0)
         whole = file.read().rfind(b"\n") + 1
         file.truncate(whole)
-    return [f"{path} has {there:,} bytes where it had {length:,} when the checkpoint was written: lines are missing from it"]
+    missing = f"{path} has {there:,} bytes where it had {length:,} when the checkpoint was written: lines are missing from it"
+    return [Caution(missing)]
 
 
 def _last_byte(file: Any) -> bytes:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from surefoot.errors import on_one_line
+from surefoot.errors import on_one_line, shown
 
 PLAIN_SECONDS = 2.0
 LIVE_SECONDS = 0.1
@@ -27,7 +27,7 @@ class Progress:
         total: how much there is to do.
         done: how much of it was done before, by a run that this one goes on with.
         unit: of what.
-        quiet: show nothing.
+        quiet: show no progress.
     """
 
     def __init__(self, label: str, total: int, *, done: int = 0, unit: str = "steps", quiet: bool = False) -> None:
@@ -62,8 +62,8 @@ class Progress:
             print(self._text, file=sys.stderr, flush=True)
 
     def say(self, sentence: str) -> None:
-        """Print one sentence that stays."""
-        if not self._quiet:
+        """Print one sentence that stays; under quiet a :class:`~surefoot.errors.Caution` alone."""
+        if shown(sentence, quiet=self._quiet):
             self._console.print(on_one_line(sentence), soft_wrap=True, markup=False)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:

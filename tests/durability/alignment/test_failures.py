@@ -367,10 +367,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(folder, stopp
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
     state.write_bytes(content)
-    resume(stopped, quiet=False)
-    said = capsys.readouterr().err
+    resume(stopped, quiet=True)
+    (said,) = capsys.readouterr().err.splitlines()  # which is no progress
     assert "4 is damaged" in said
-    assert "going on from the checkpoint at update 2" in said
     assert_the_same(tmp_path / "whole", stopped)
 
 

@@ -119,11 +119,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_is_still_the_run(whole,
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    result = resume(copy)
-    assert (
-        "320 is damaged (state.safetensors does not have the checksum of its manifest) and is passed over"
-        in capsys.readouterr().err
-    )
+    result = resume(copy, quiet=True)
+    said = "320 is damaged (state.safetensors does not have the checksum of its manifest) and is passed over"
+    (line,) = capsys.readouterr().err.splitlines()  # which is no progress
+    assert said in line
     assert result["resumed"] == [{"step": 256, "exact": True}]
     assert differences(contents(whole(case)), contents(copy)) == []
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from surefoot.alignment.data.reading.formats import FORMATS
 from surefoot.alignment.data.reading.tally import phrases
+from surefoot.errors import Caution
 
 
 def notices_of(description: dict[str, Any]) -> tuple[str, ...]:
@@ -21,7 +22,7 @@ def notices_of(description: dict[str, Any]) -> tuple[str, ...]:
         f"{description['source']}: {shape.sentence} (format {shape.name}, columns {', '.join(columns)}{left_out});"
         f" {description['used']:,} of {rows:,} rows are used"
     ]
-    sentences += [f"not used: {phrase}" for phrase in phrases(description["unusable"], description["unusable_rows"])]
+    sentences += [Caution(f"not used: {phrase}") for phrase in phrases(description["unusable"], description["unusable_rows"])]
     said = (
         _prompts_alone(description),
         _repeated_prompts(description),
@@ -72,7 +73,7 @@ def _implicit_prompts(description: dict[str, Any]) -> str:
 
 def _cut(description: dict[str, Any]) -> str:
     count = description["truncated"]
-    return count and (
+    return count and Caution(
         f"{count:,} of {description['answers']:,} answers {_verb(count, 'goes', 'go')} beyond {description['max_length']:,} tokens"
         f" and {_verb(count, 'is', 'are')} cut there, without EOS; --overlong drop leaves such rows out"
     )

@@ -16,7 +16,7 @@ from surefoot.alignment.learning.memory import memory_in_a_sentence
 from surefoot.alignment.rewards.importing import make_importable
 from surefoot.alignment.rlhf.configuration import PPOConfiguration
 from surefoot.alignment.training import Session, prepare, teller, train
-from surefoot.errors import UsageError, require
+from surefoot.errors import Caution, UsageError, require
 from surefoot.runs.checkpoints import Checkpoint, Checkpoints
 from surefoot.runs.directory import CONFIGURATION_FILE, METRICS_FILE, SUMMARY_FILE, read_json, write_json
 from surefoot.runs.launchers import refuse_several_processes
@@ -115,7 +115,7 @@ def _latest(
                 f"{run / CONFIGURATION_FILE} says {name} {value}, where the run had {before.get(name)}; put that back"
             )
     if changed := changed_versions(libraries, computed_with()):
-        tell(f"other than when the checkpoint was written: {changed}; numbers may be rounded otherwise from here on")
+        tell(Caution(f"other than when the checkpoint was written: {changed}; numbers may be rounded otherwise from here on"))
     return checkpoint
 
 
@@ -182,9 +182,8 @@ def _compare(
             continue
         value = configuration.as_dict()[option.removeprefix("--").replace("-", "_")]
         if isinstance(configuration.objective, PPOConfiguration) and option == "--reward" and ":" in value:
-            tell(
-                f"--reward {value} is another file than when the run began: from here on this is another run than it would have been"
-            )
+            said = f"--reward {value} is another file than when the run began: from here on this is another run than it would have been"
+            tell(Caution(said))
             continue
         raise UsageError(f"{option} {value} is not what the run began with; put that back, or begin a new run")
 

@@ -29,6 +29,7 @@ from surefoot.alignment.models.adapters import trainable_parameters
 from surefoot.alignment.models.counting import matrix_rate
 from surefoot.alignment.models.precision import autocast_dtype
 from surefoot.alignment.preparation import Data, Learner, prepare_data, prepare_model
+from surefoot.errors import Caution
 from surefoot.runs.metrics import MetricsWriter
 from surefoot.runs.progress import Progress
 
@@ -222,7 +223,7 @@ class OfflineRun:
         if training.on_nonfinite == "skip":
             report["skipped"] = self.skipped
         if warning := self.watch.look(means):
-            self.progress.say(warning)
+            self.progress.say(Caution(warning))
         every = training.evaluate_every
         due = self.updates % every == 0 or self.updates == self.total if every else ends_epoch
         if self.data.held_out and due:
@@ -248,7 +249,7 @@ class OfflineRun:
         self.skipped_in_row = one_more(self.skipped_in_row, named)
         self.skipped += 1
         if self.skipped == 1:
-            self.progress.say(f"left out: {named}; the metric skipped counts such updates")
+            self.progress.say(Caution(f"left out: {named}; the metric skipped counts such updates"))
 
     def gradients(self, examples: Sequence[Example]) -> tuple[float, Sums]:
         """Accumulate the gradients of a batch, computed in as many parts as the configuration asks for."""

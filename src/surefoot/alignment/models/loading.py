@@ -33,7 +33,7 @@ from surefoot.alignment.models.folders import (
 from surefoot.alignment.models.padding import give_own_pad_token
 from surefoot.alignment.models.precision import device_of, weights_dtype
 from surefoot.alignment.models.strangers import check_adapter
-from surefoot.errors import UsageError
+from surefoot.errors import Caution, UsageError
 
 LOG = logging.getLogger(__name__)
 HEAD = "score"
@@ -295,7 +295,7 @@ def _ready(model: PreTrainedModel, configuration: ModelConfiguration) -> PreTrai
 
 def _tell_unread(keys: list[str], name: str, notify: Callable[[str], None]) -> None:
     if keys:
-        notify(f"{name} holds weights that the model has no place for, and that are left out: {_some(keys)}")
+        notify(Caution(f"{name} holds weights that the model has no place for, and that are left out: {_some(keys)}"))
 
 
 def _saved_by(config: PretrainedConfig) -> str:

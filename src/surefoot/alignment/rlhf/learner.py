@@ -36,7 +36,7 @@ from surefoot.alignment.rlhf.objective import Share, accumulate_gradients
 from surefoot.alignment.rlhf.weighing import RewardScale, Weighed, token_rewards, weigh
 from surefoot.alignment.sampling.sampler import Sampler
 from surefoot.equations import adapt_kl_coefficient_proportionally, masked_mean
-from surefoot.errors import RunError
+from surefoot.errors import Caution, RunError
 
 Metrics = dict[str, float]
 
@@ -324,7 +324,7 @@ class PolicyOptimization:
         self.skipped_in_row = one_more(self.skipped_in_row, found)
         self.skipped += 1
         if self.skipped == 1:
-            self.say(f"left out: {found}; the metric skipped counts such steps")
+            self.say(Caution(f"left out: {found}; the metric skipped counts such steps"))
 
     def state(self) -> tuple[Arrays, State]:
         """What a checkpoint holds. What is sampled follows from the seed and the number of the iteration."""

@@ -34,7 +34,7 @@ from surefoot.alignment.rlhf.critic import Critic
 from surefoot.alignment.rlhf.learner import Metrics, PolicyOptimization
 from surefoot.alignment.rlhf.opening import open_critic, ppo_settings
 from surefoot.alignment.rlhf.samples import SampleFile
-from surefoot.errors import UsageError
+from surefoot.errors import Caution, UsageError
 from surefoot.runs.metrics import MetricsWriter
 from surefoot.runs.progress import Progress
 
@@ -326,7 +326,7 @@ class OnlineRun:
         self.before = self.asked
         self.learner.restore(arrays, state["learner"])
         if (sentence := self.samples.cut_back(int(state["samples"]))) is not None:
-            self.progress.say(sentence)
+            self.progress.say(Caution(sentence))
 
     @property
     def unfinished(self) -> bool:

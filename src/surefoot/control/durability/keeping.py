@@ -12,7 +12,7 @@ from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.durability.standing import Standing, checkpoint_of
 from surefoot.control.environments.workers.vector import Restarts
 from surefoot.control.iterations.common import Iteration
-from surefoot.errors import EnvironmentFault, RunError
+from surefoot.errors import Caution, EnvironmentFault, RunError
 from surefoot.runs.cadence import Cadence
 from surefoot.runs.checkpoints import Checkpoint, Checkpoints
 from surefoot.runs.directory import FAILED_FOLDER
@@ -127,7 +127,7 @@ class Keeper:
             if not self._warned:
                 self._warned = True
                 said[-1] += ", and from here on the run need not be what its seed would give once more"
-        return tuple(said)
+        return tuple(map(Caution, said))
 
     def _checkpoint(self) -> Checkpoint:
         return checkpoint_of(

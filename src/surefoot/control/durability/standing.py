@@ -13,7 +13,7 @@ from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.environments.pool import processors
 from surefoot.control.episodes import EpisodeTracker
 from surefoot.control.iterations.common import Iteration
-from surefoot.errors import UsageError
+from surefoot.errors import Caution, UsageError
 from surefoot.runs.checkpoints import Checkpoint
 from surefoot.runs.libraries import changed_versions, library_versions
 
@@ -168,9 +168,10 @@ def check(checkpoint: Checkpoint, configuration: TrainConfiguration, seeds: int)
     notices = _longer(replace(configuration, run=replace(configuration.run, total_steps=steps)), configuration)
     versions = {str(name): str(version) for name, version in state["computed_with"].items()}
     if changes := changed_versions(versions, computed_with()):
-        notices += (
-            f"libraries have changed ({changes}): the run goes on, but may differ in its bits from one that was never stopped",
+        said = (
+            f"libraries have changed ({changes}): the run goes on, but may differ in its bits from one that was never stopped"
         )
+        notices += (Caution(said),)
     return notices
 
 

@@ -72,10 +72,10 @@ def close_vector(environments: VectorEnv, name: str, *, failed: bool) -> tuple[s
         for process in inner.processes:
             process.terminate()
     if not isinstance(inner, SyncVectorEnv):
-        return (notice,)
+        return (Caution(notice),)
     # The first that raised kept the others from being closed; closing twice is allowed.
     each = [close_guarded(env.close, f"environment {i} of {name}", limit=limit) for i, env in enumerate(inner.envs)]
-    return tuple(said for said in each if said is not None) or (notice,)
+    return tuple(Caution(said) for said in each if said is not None) or (Caution(notice),)
 
 
 @contextmanager

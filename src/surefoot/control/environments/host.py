@@ -13,7 +13,7 @@ from surefoot.control.environments.closing import close_vector
 from surefoot.control.environments.outputs import WrongOutput, checked_reset, checked_rows, checked_step
 from surefoot.control.environments.workers.vector import Restarts, WorkerEnvironments
 from surefoot.control.policies.spaces import Spaces, describe_spaces
-from surefoot.errors import EnvironmentFault, UsageError
+from surefoot.errors import Caution, EnvironmentFault, UsageError
 
 
 class NameFaults(Wrapper):
@@ -105,7 +105,8 @@ class HostEnvironments:
         self._bounds = (single_action.low, single_action.high) if self._dtype == np.float64 and not action_dtype else None
         self.notices: tuple[str, ...] = ()
         if not seeded and "autoreset_mode" not in metadata:
-            self.notices = (f'{name} has no metadata["autoreset_mode"]; it is taken to reset in the step after an end',)
+            said = f'{name} has no metadata["autoreset_mode"]; it is taken to reset in the step after an end'
+            self.notices = (Caution(said),)
         self._steps = 0
 
     def reset(self, seed: int, *, began: int = 0, steps: int = 0) -> np.ndarray:

@@ -18,7 +18,7 @@ from surefoot.equations.off_policy import (
     weighted_importance_estimate,
     weighted_per_decision_importance_estimate,
 )
-from surefoot.errors import UsageError
+from surefoot.errors import Caution, UsageError
 
 Estimator = Literal["weighted-per-decision", "per-decision", "weighted", "ordinary"]
 
@@ -114,7 +114,7 @@ def evaluate_from_data(
         "behavior": "recorded" if held_out is None else "estimated",
         "behavior_held_out_log_likelihood": held_out,
         "actions_at_bound": at_bound,
-        "notices": notices,
+        "notices": [Caution(notice) for notice in notices],
     }
 
 
