@@ -11,6 +11,8 @@ from typing import Any
 
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
+from surefoot.errors import Caution
+
 LIMIT, AFTER_FAILURE = 30.0, 5.0
 """Seconds that an environment may take to close; likewise one whose last call did not return."""
 
