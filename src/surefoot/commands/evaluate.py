@@ -14,11 +14,16 @@ import tyro
 from surefoot.alignment.data.configuration import FormatName
 from surefoot.commands.options import DONE, Output, given, parse
 from surefoot.control.configuration import Backend
+from surefoot.control.configuration.run import WORKER_TIMEOUT
+from surefoot.control.episodes import LONGEST_EPISODE
 from surefoot.control.recorded.off_policy_evaluation import Estimator
 from surefoot.errors import UsageError, on_one_line, require, shown
 from surefoot.runs.directory import CONFIGURATION_FILE, read_json
 
-IN_ENVIRONMENT = ("--episodes", "--deterministic", "--backend", "--record", "--env")
+IN_ENVIRONMENT = (
+    "--episodes", "--deterministic", "--backend", "--record", "--env", "--num-envs", "--env-workers", "--worker-timeout",
+    "--longest-episode",
+)  # fmt: skip
 FROM_DATA = ("--estimator", "--discount", "--clip", "--confidence", "--accept-small-sample")
 PREFERENCES = ("--format", "--reference", "--max-length", "--batch-size", "--trust-remote-code")
 
@@ -37,6 +42,14 @@ class Evaluate:
     env: str | None = None
     """The environment; by default the one that the policy was trained in. Where that is Python code, module:callable, it must be named
     here, because a run from elsewhere may name any."""
+    num_envs: int | None = None
+    """Environments that step together; by default as many as the run had, at most ten."""
+    env_workers: int = 0
+    """Processes that step Gymnasium's environments, as for training; 0 steps them in this one."""
+    worker_timeout: float = WORKER_TIMEOUT
+    """Seconds that an environment in a worker process may take to be made, reset or stepped."""
+    longest_episode: int | None = LONGEST_EPISODE
+    """Cut an episode after this many steps and count what it had returned by then; none lets it go on."""
     deterministic: bool = False
     """Take the most probable action instead of a sample."""
     backend: Backend = "gymnasium-sync"
@@ -93,6 +106,8 @@ def run(arguments: list[str]) -> int:
     elif chosen.from_data is None:
         if useless := given(FROM_DATA, arguments):
             raise UsageError(f"{useless} does nothing without --from-data; give that, or leave it out")
+        if not chosen.env_workers and (useless := given(("--worker-timeout",), arguments)):
+            raise UsageError(f"{useless} does nothing without --env-workers; give that, or leave it out")
         result, sentence = _in_environment(chosen)
     else:
         if useless := given(IN_ENVIRONMENT, arguments):
@@ -129,6 +144,11 @@ def _in_environment(chosen: Evaluate) -> tuple[dict[str, Any], str]:
         "deterministic": chosen.deterministic,
         "seed": chosen.seed,
         "environment": chosen.env,
+        "num_envs": chosen.num_envs,
+        "env_workers": chosen.env_workers,
+        "worker_timeout": chosen.worker_timeout,
+        "longest_episode": chosen.longest_episode,
+        "quiet": chosen.output.quiet,
     }
     if chosen.record is None:
         from surefoot.control.evaluation import evaluate
@@ -141,7 +161,15 @@ def _in_environment(chosen: Evaluate) -> tuple[dict[str, Any], str]:
         kept = f"; recorded in {chosen.record}"
     return result, (
         f"{result['env']}: mean return {result['mean_return']:.2f} ± {result['std_return']:.2f} (std)"
-        f" over {result['episodes']} episodes{kept}"
+        f" over {result['episodes']} episodes{_cut(result, chosen.longest_episode)}{kept}"
+    )
+
+
+def _cut(result: dict[str, Any], longest: int | None) -> str:
+    """How many episodes did not end by themselves, where there are such."""
+    cut = result["cut_episodes"]
+    return (
+        f", {cut} of them cut after {longest:,} steps (--longest-episode), with what they had returned by then" if cut else ""
     )
 
 

@@ -60,10 +60,19 @@ def _tell_preset(algorithm: Algorithm, configuration: TrainConfiguration) -> Non
     print(f"preset for {env}: {'; '.join(parts)}", file=sys.stderr)
 
 
+def _unfinished(result: dict[str, Any]) -> str:
+    """That the mean return is old, where no episode ended lately, and that it may be of the few that ended at all."""
+    running, finished = result["running_steps"], result["finished_steps"]
+    if result["mean_return"] is None or result["last_finished_episodes"] != 0:
+        return ""
+    longer = f"; those going on are longer than all that ended together, {running:,} steps to {finished:,}"
+    return f" (none ended in the last report{longer if running > finished else ''})"
+
+
 def report(result: dict[str, Any]) -> int:
     """Say how a run ended and how to go on with it; returns the exit status."""
     reached = "no episode finished" if result["mean_return"] is None else f"mean return {result['mean_return']:.1f}"
-    episodes = f"{reached} over the last training episodes"
+    episodes = f"{reached} over the last training episodes{_unfinished(result)}"
     if result["backend"] == "recorded":
         episodes = "learnt from recorded data"
     rate = result["steps_per_second"] or 0.0

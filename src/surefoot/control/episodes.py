@@ -10,6 +10,8 @@ import numpy as np
 from surefoot.errors import UsageError
 
 RECENT_EPISODES = 100
+LONGEST_EPISODE = 100_000
+"""Steps after which an evaluation cuts an episode, unless it is told otherwise."""
 
 
 class EpisodeTracker:
@@ -18,6 +20,15 @@ class EpisodeTracker:
     def __init__(self, num_envs: int) -> None:
         self._returns, self._lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
         self.recent: deque[float] = deque(maxlen=RECENT_EPISODES)
+        self.finished_steps = 0
+        """Of all episodes that finished."""
+        self.last_finished: int | None = None
+        """Episodes that the last rollout finished; None before the first, and where it is not known."""
+
+    @property
+    def running_steps(self) -> int:
+        """Of the episodes that are going on."""
+        return int(self._lengths.sum())
 
     @property
     def mean_return(self) -> float | None:
@@ -30,7 +41,9 @@ class EpisodeTracker:
 
     def state(self) -> dict[str, np.ndarray]:
         """What it knows, by names."""
-        return {"returns": self._returns.copy(), "lengths": self._lengths.copy(), "recent": np.asarray(self.recent, np.float64)}
+        counts = np.asarray([self.finished_steps, -1 if self.last_finished is None else self.last_finished], np.int64)
+        recent = np.asarray(self.recent, np.float64)
+        return {"returns": self._returns.copy(), "lengths": self._lengths.copy(), "recent": recent, "counts": counts}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Take over what another knew.
@@ -41,6 +54,10 @@ class EpisodeTracker:
         returns, lengths, recent = (np.asarray(state.get(name)) for name in ("returns", "lengths", "recent"))
         if not _like(returns, self._returns) or not _like(lengths, self._lengths) or recent.ndim != 1:
             raise UsageError("the checkpoint does not fit this run: the episodes of other environments were going on")
+        counts = np.asarray(state.get("counts", (0, -1)))  # checkpoints of older versions have none
+        if counts.shape != (2,) or counts.dtype.kind != "i":
+            raise UsageError("the checkpoint does not fit this run: it does not say how many episodes finished")
+        self.finished_steps, self.last_finished = int(counts[0]), int(counts[1]) if counts[1] >= 0 else None
         self._returns, self._lengths = returns.copy(), lengths.copy()
         self.recent = deque(recent.tolist(), maxlen=RECENT_EPISODES)
 
@@ -78,6 +95,8 @@ class EpisodeTracker:
         finished_returns.sort(key=lambda episode: episode[0])  # in the order of time, so that "the last 100" means it
         self.recent.extend(value for _, value, _ in finished_returns)
         done = np.asarray([(value, span) for _, value, span in finished_returns])
+        self.last_finished = len(done)
+        self.finished_steps += sum(span for *_, span in finished_returns)
         return {
             "episode/return_mean": float(done[:, 0].mean()) if len(done) else None,
             "episode/return_min": float(done[:, 0].min()) if len(done) else None,

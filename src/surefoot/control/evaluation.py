@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,17 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from surefoot.control.configuration import Backend
+from surefoot.control.configuration.run import WORKER_TIMEOUT
 from surefoot.control.environments.functional import FunctionalEnvironment, FunctionalOnHost
 from surefoot.control.environments.host import HostEnvironments
 from surefoot.control.environments.making import Environment, environment_name, names_callable
 from surefoot.control.environments.pool import Pool
 from surefoot.control.environments.select import select_environments
+from surefoot.control.episodes import LONGEST_EPISODE
+from surefoot.control.playing import EVALUATION_SEED, Request, Step, play
 from surefoot.control.policies.policy import Policy, load_policy
 from surefoot.errors import UsageError
-
-CONCURRENT = 10
-EVALUATION_SEED = 2**31
-"""Evaluation's seeds start here, where those of training end."""
 
 
 def evaluate(
@@ -31,8 +30,16 @@ def evaluate(
     deterministic: bool = False,
     seed: int = 0,
     environment: Environment | None = None,
+    num_envs: int | None = None,
+    env_workers: int = 0,
+    worker_timeout: float = WORKER_TIMEOUT,
+    longest_episode: int | None = LONGEST_EPISODE,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Run a saved policy for whole episodes; nothing of the run is changed.
+
+    Each environment plays its share of the episodes, counted out beforehand. Which episodes they are depends on ``seed`` and
+    ``num_envs``.
 
     Args:
         run: the run's folder.
@@ -43,41 +50,41 @@ def evaluate(
         seed: of environments and actions.
         environment: what to take instead of the environment that the run names. One that is code, ``module:callable``, must be
             given here: a run from elsewhere may name any.
+        num_envs: environments that step together; by default as many as the run had, at most ten.
+        env_workers: processes that step Gymnasium's environments; 0 steps them in this one.
+        worker_timeout: seconds that an environment in a worker process may take to be made, reset or stepped.
+        longest_episode: steps after which an episode is cut, as a time limit cuts it; it counts with what it had returned by then.
+            None cuts none.
+        quiet: no progress.
 
     Returns:
-        env, episodes, mean_return, std_return (population), mean_length, deterministic, backend, and notices: sentences about what
-        did not go as it should.
+        env, episodes, mean_return, std_return (population), mean_length, cut_episodes (how many were cut), deterministic, backend,
+        and notices: sentences about what did not go as it should.
 
     Raises:
-        UsageError: there is no policy, no such environment, or its spaces are not the policy's.
+        UsageError: there is no policy, no such environment, its spaces are not the policy's, or a number is out of range.
+        EnvironmentFault: an environment failed.
     """
-    check_request(episodes=episodes, seed=seed)
+    request = Request(episodes, seed, backend, num_envs, env_workers, worker_timeout, longest_episode, quiet).of_run(run)
     policy = load_policy(run)
-    opened = open_environments(policy, backend=backend, episodes=episodes, seed=seed, environment=environment)
-    generator = np.random.default_rng([seed, 2])
+    opened = open_environments(policy, request, environment)
+    generator = np.random.default_rng([request.seed, 2])
     act = partial(policy, deterministic=deterministic, generator=generator)
     try:
-        returns, lengths = _returns_and_lengths(play(act, opened.environments, episodes, seed=seed))
+        played = _returns_and_lengths(play(act, opened.environments, request))
     finally:
         notices = opened.environments.close()
     return {
         "env": opened.name,
-        "episodes": episodes,
-        "mean_return": float(returns.mean()),
-        "std_return": float(returns.std()),
-        "mean_length": float(lengths.mean()),
+        "episodes": request.episodes,
+        "mean_return": float(played.returns.mean()),
+        "std_return": float(played.returns.std()),
+        "mean_length": float(played.lengths.mean()),
+        "cut_episodes": played.cut,
         "deterministic": deterministic,
         "backend": opened.backend,
         "notices": list(notices),
     }
-
-
-def check_request(*, episodes: int, seed: int) -> None:
-    """Raise UsageError where a number is out of range."""
-    if episodes < 1:
-        raise UsageError(f"--episodes must be at least 1, but is {episodes}")
-    if not 0 <= seed < 2**31:
-        raise UsageError(f"--seed must lie between 0 and 2147483647, but is {seed}")
 
 
 class Opened(NamedTuple):
@@ -88,14 +95,13 @@ class Opened(NamedTuple):
     backend: str
 
 
-def open_environments(
-    policy: Policy, *, backend: Backend, episodes: int, seed: int, environment: Environment | None = None
-) -> Opened:
-    """Make as many environments as ``episodes`` need, whatever the policy was trained on; the caller closes them.
+def open_environments(policy: Policy, request: Request, environment: Environment | None = None) -> Opened:
+    """Make the environments that are asked for, whatever the policy was trained on; the caller closes them.
 
     Raises:
         UsageError: there is no such environment, its spaces are not the policy's, or it is code that only the policy's file names.
     """
+    backend = request.backend
     name = str(policy.description["env"]) if environment is None else environment_name(environment)
     if environment is None and ":" in name:
         raise UsageError(
@@ -105,13 +111,18 @@ def open_environments(
     if backend == "gymnasium-sync" and (callable(target) or names_callable(target)):
         backend = "auto"  # a callable decides by what it returns
     selection = select_environments(
-        target, backend=backend, num_envs=min(episodes, CONCURRENT), seed=EVALUATION_SEED + seed, exactly=False
+        target,
+        backend=backend,
+        num_envs=request.together,
+        seed=EVALUATION_SEED + request.seed,
+        exactly=False,
+        workers=request.workers,
     )
     environments = selection.environments
     if isinstance(environments, Pool):
         environments = environments.on_host()
     if isinstance(environments, FunctionalEnvironment):
-        copies = FunctionalOnHost(environments, num_envs=min(episodes, CONCURRENT), seed=seed)
+        copies = FunctionalOnHost(environments, num_envs=request.together, seed=request.seed)
         environments = HostEnvironments(copies, name=name, seeded=True)
     if environments.spaces != policy.spaces and not _compatible(policy, environments):
         environments.close()
@@ -129,53 +140,25 @@ def _compatible(policy: Policy, environments: HostEnvironments) -> bool:
     )
 
 
-class Step(NamedTuple):
-    """What one step of all environments brought; each field has one row per environment."""
+class _Played(NamedTuple):
+    """Every episode, in the order in which they ended."""
 
-    rewards: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
-    next_observations: np.ndarray
-    """True next ones, final ones included; the environments may overwrite them at the next step."""
-    counts: np.ndarray
-    """Whether the row is a step of one of the episodes asked for: no reset, nor an episode beyond them."""
+    returns: np.ndarray
+    lengths: np.ndarray
+    cut: int
+    """How many were cut."""
 
 
-def play(
-    act: Callable[[np.ndarray], np.ndarray], environments: HostEnvironments, episodes: int, *, seed: int
-) -> Iterator[Step]:
-    """Play exactly ``episodes`` episodes, step by step.
-
-    Each environment gets its share of them beforehand: taking the first to finish would favour the short ones.
-
-    Args:
-        act: from observations to the environments' actions.
-        environments: what is stepped.
-        episodes: how many.
-        seed: of the environments.
-    """
-    envs = environments.num_envs
-    quota = np.full(envs, episodes // envs) + (np.arange(envs) < episodes % envs)
-    resetting = np.zeros(envs, bool)
-    observations = environments.reset(EVALUATION_SEED + seed)
-    while quota.any():
-        observations, rewards, terminated, truncated, finals = environments.step(act(observations))
-        ended = (terminated | truncated) & ~resetting
-        following = observations if finals is None else np.where(ended[:, None], finals, observations)
-        yield Step(rewards, terminated, truncated, following, ~resetting & (quota > 0))
-        quota -= ended & (quota > 0)
-        resetting = ended if environments.next_step else resetting
-
-
-def _returns_and_lengths(steps: Iterable[Step]) -> tuple[np.ndarray, np.ndarray]:
-    """Of every episode, in the order in which they ended."""
+def _returns_and_lengths(steps: Iterable[Step]) -> _Played:
     returns: Any = 0.0
     lengths: Any = 0
+    cut = 0
     finished: list[tuple[float, int]] = []
     for step in steps:
+        cut += int(np.count_nonzero(step.cut))
         returns = returns + np.where(step.counts, step.rewards, 0.0)
         lengths = lengths + step.counts
-        ended = (step.terminated | step.truncated) & step.counts
+        ended = step.ended
         finished += [(float(returns[i]), int(lengths[i])) for i in np.flatnonzero(ended)]
         returns, lengths = np.where(ended, 0.0, returns), np.where(ended, 0, lengths)
-    return np.asarray([r for r, _ in finished]), np.asarray([length for _, length in finished])
+    return _Played(np.asarray([r for r, _ in finished]), np.asarray([length for _, length in finished]), cut)

@@ -42,12 +42,13 @@ def train(
 
     Returns:
         what ``surefoot train --json`` prints: algorithm, env, backend, total_steps (that the policy acted on),
-        seconds, startup_seconds, steps_per_second (without start-up), mean_return (of the last 100 training episodes)
-        and run; also ``interrupted``, ``ended_early`` (why training from data was over before its last update, or None),
-        ``skipped_updates``, ``environment_restarts`` (those made anew after a failure in a worker process), ``checkpoint`` (the
-        last one's ``step`` and whether it is ``exact``, or None), ``exact_checkpoint`` (the step of the last one that is, or
-        None), ``resumed`` (as ``checkpoint``, for each time that the run was resumed), and with several seeds ``seeds``, a list,
-        and ``summary``, their interquartile mean and its interval.
+        seconds, startup_seconds, steps_per_second (without start-up), mean_return (of the last 100 training episodes), run,
+        last_finished_episodes (of the last report), finished_steps and running_steps (of the episodes that finished, and of those
+        that had not when training ended); also ``interrupted``, ``ended_early`` (why training from data was over before its last
+        update, or None), ``skipped_updates``, ``environment_restarts`` (those made anew after a failure in a worker process),
+        ``checkpoint`` (the last one's ``step`` and whether it is ``exact``, or None), ``exact_checkpoint`` (the step of the last
+        one that is, or None), ``resumed`` (as ``checkpoint``, for each time that the run was resumed), and with several seeds
+        ``seeds``, a list, and ``summary``, their interquartile mean and its interval.
 
     Raises:
         UsageError: something in the configuration cannot be used.
@@ -179,6 +180,9 @@ def _train_all(
     return overall
 
 
+OF_EPISODES = ("last_finished_episodes", "finished_steps", "running_steps")
+
+
 def _summarize(results: list[dict[str, Any]], folder: Path, *, wanted: int, together: bool) -> dict[str, Any]:
     """Several seeds' results as one; ``together`` if they shared one program and so their seconds."""
     reached = [r["mean_return"] for r in results if r["mean_return"] is not None]
@@ -193,6 +197,7 @@ def _summarize(results: list[dict[str, Any]], folder: Path, *, wanted: int, toge
         "startup_seconds": startup,
         "steps_per_second": steps / (seconds - startup) if seconds > startup else None,
         "mean_return": float(np.mean(reached)) if reached else None,
+        **{name: sum(r.get(name) or 0 for r in results) for name in OF_EPISODES},
         "skipped_updates": sum(r.get("skipped_updates", 0) for r in results),
         "environment_restarts": sum(r.get("environment_restarts", 0) for r in results),
         "run": str(folder),

@@ -53,9 +53,10 @@ class Progress:
         if self._quiet or (now - self._shown < (LIVE_SECONDS if self._live else PLAIN_SECONDS) and not last):
             return
         self._shown = now
-        left = (now - self._start) / max(done - self._before, 1) * max(self._total - done, 0)
-        unit = self._unit
-        self._text = f"{self._label}  {done:,}/{self._total:,} {unit}  {reached}  {rate:,.{_digits(rate)}f} {unit}/s  {_clock(left)} left"
+        unit, left = self._unit, "time left unknown"
+        if done > self._before:
+            left = f"{_clock((now - self._start) / (done - self._before) * max(self._total - done, 0))} left"
+        self._text = f"{self._label}  {done:,}/{self._total:,} {unit}  {reached}  {rate:,.{_digits(rate)}f} {unit}/s  {left}"
         if self._live is not None:
             self._live.update(Text(self._text), refresh=True)
         else:

@@ -15,6 +15,8 @@ FROM_DATA = "recorded"
 
 Backend = Literal["auto", "envpool", "gymnasium", "gymnasium-sync", "jax"]
 
+WORKER_TIMEOUT = 300.0
+
 
 @dataclass(frozen=True)
 class RunConfiguration(Settings):
@@ -61,7 +63,7 @@ class RunConfiguration(Settings):
     env_workers: int = 0
     """Processes that step Gymnasium's environments, with as many of them in each. 0 steps them in this one. Worth it where a step
     takes longer than about 0.1 ms, or where an environment may crash."""
-    worker_timeout: float = 300.0
+    worker_timeout: float = WORKER_TIMEOUT
     """Seconds that an environment in a worker process may take to be made, reset or stepped; one that takes longer has failed."""
     on_worker_failure: Literal["stop", "restart"] = "stop"
     """What happens where an environment in a worker process raises, hangs, crashes or returns what it must not: stop ends the run;
@@ -74,22 +76,19 @@ class RunConfiguration(Settings):
             require(value >= 1, f"--{name.replace('_', '-')} must be at least 1, but is {value}")
         require((self.restart_every or 0) >= 0, f"--restart-every must be at least 0, but is {self.restart_every}")
         Cadence.parse(self.checkpoint_every)
-        self._check_workers()
+        check_workers(self.env_workers, num_envs=self.num_envs, backend=self.backend, timeout=self.worker_timeout)
         last = self.seed + self.seeds - 1
         require(
             self.seed >= 0 and last < 2**31, f"--seed must lie between 0 and 2147483647, but runs from {self.seed} to {last}"
         )
 
-    def _check_workers(self) -> None:
-        workers, backend = self.env_workers, self.backend
-        require(
-            0 <= workers <= self.num_envs,
-            f"--env-workers must lie between 0 and --num-envs {self.num_envs}, but is {workers}",
-        )
-        useless = workers > 0 and backend in ("envpool", "jax")
-        require(not useless, f"--env-workers would do nothing: --backend {backend} steps no Python environments; leave it out")
-        limit = self.worker_timeout
-        require(0 < limit < math.inf, f"--worker-timeout must be a positive number of seconds, but is {limit}")
+
+def check_workers(workers: int, *, num_envs: int, backend: str, timeout: float) -> None:
+    """Raise UsageError where so many worker processes cannot be had, or would do nothing."""
+    require(0 <= workers <= num_envs, f"--env-workers must lie between 0 and --num-envs {num_envs}, but is {workers}")
+    useless = workers > 0 and backend in ("envpool", "jax")
+    require(not useless, f"--env-workers would do nothing: --backend {backend} steps no Python environments; leave it out")
+    require(0 < timeout < math.inf, f"--worker-timeout must be a positive number of seconds, but is {timeout}")
 
 
 @dataclass(frozen=True)

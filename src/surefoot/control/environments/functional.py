@@ -139,15 +139,17 @@ def functional_carry(environment: FunctionalEnvironment, *, num_envs: int, key: 
 class FunctionalOnHost:
     """N copies stepped from Python, one compiled call a step: what evaluation uses."""
 
-    @fixed_settings(x64=None)
     def __init__(self, environment: FunctionalEnvironment, *, num_envs: int, seed: int) -> None:
         self.observation_space, self.action_space = environment.observation_space, environment.action_space
         self.num_envs = num_envs
-        self._carry = functional_carry(environment, num_envs=num_envs, key=np.asarray([0, seed], np.uint32))
+        self._environment, self._seed, self._resets = environment, seed, 0
         self._step = jax.jit(functional_step(environment))
 
+    @fixed_settings(x64=None)
     def reset(self) -> tuple[Array, dict[str, Any]]:
-        """The first observations; the episodes began with the seed."""
+        """Begin episodes, from the seed and the number of resets before."""
+        key = np.asarray([self._resets, self._seed], np.uint32)
+        self._carry, self._resets = functional_carry(self._environment, num_envs=self.num_envs, key=key), self._resets + 1
         return self._carry.observations, {}
 
     @fixed_settings(x64=None)

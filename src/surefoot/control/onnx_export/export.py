@@ -11,6 +11,7 @@ from surefoot.control.environments.select import Environment
 from surefoot.control.evaluation import open_environments
 from surefoot.control.onnx_export.comparison import compare
 from surefoot.control.onnx_export.graph import policy_graph
+from surefoot.control.playing import Request
 from surefoot.control.policies.policy import Policy
 from surefoot.errors import UsageError
 from surefoot.runs.directory import write_whole
@@ -34,7 +35,7 @@ def export_policy(policy: Policy, file: Path, *, environment: Environment | None
     """
     if not all(np.isfinite(value).all() for value in policy.parameters.values()):
         raise UsageError("the policy has weights that are not finite numbers; export one from before they were")
-    opened = open_environments(policy, backend="gymnasium-sync", episodes=1, seed=0, environment=environment)
+    opened = open_environments(policy, Request(episodes=1), environment)
     notices = opened.environments.close()
     spaces = opened.environments.observation_space, opened.environments.action_space
     model = policy_graph(policy, *spaces)

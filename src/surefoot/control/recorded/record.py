@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 
 from surefoot.control.configuration import Backend
+from surefoot.control.configuration.run import WORKER_TIMEOUT
 from surefoot.control.environments.host import HostEnvironments
 from surefoot.control.environments.making import Environment, names_callable
-from surefoot.control.evaluation import check_request, open_environments, play
+from surefoot.control.episodes import LONGEST_EPISODE
+from surefoot.control.evaluation import open_environments
+from surefoot.control.playing import Request, play
 from surefoot.control.policies.policy import Policy, draw_noise, load_policy
 from surefoot.control.recorded.likelihood import policy_log_likelihood
 from surefoot.control.recorded.load import LOG_PROBABILITY, OWN_ACTION, require_minari
@@ -34,6 +37,11 @@ def record(
     backend: Backend = "gymnasium-sync",
     deterministic: bool = False,
     environment: Environment | None = None,
+    num_envs: int | None = None,
+    env_workers: int = 0,
+    worker_timeout: float = WORKER_TIMEOUT,
+    longest_episode: int | None = LONGEST_EPISODE,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Run a saved policy for whole episodes and write them as a Minari data set.
 
@@ -51,17 +59,22 @@ def record(
         seed: of environments and actions.
         backend: what steps the environment; Gymnasium's own by default.
         deterministic: refused: a policy that always takes its most probable action says nothing of any other action.
-        environment: what to take instead of the environment that the run names, as for ``evaluate``.
+        environment: what to take instead of the environment that the run names; this and what follows as for ``evaluate``.
+        num_envs: environments that step together.
+        env_workers: processes that step them.
+        worker_timeout: seconds that an environment in one may take.
+        longest_episode: steps after which an episode is cut; its last step is truncated.
+        quiet: no progress.
 
     Returns:
         env, data (the folder), dataset (its name), episodes, steps, mean_return, std_return (population), mean_length,
-        backend, and notices as of ``evaluate``.
+        cut_episodes, backend, and notices as of ``evaluate``.
 
     Raises:
         UsageError: as ``evaluate``; Minari is not installed, FILE exists, or ``deterministic``.
         RunError: the disk is full; nothing is left behind.
     """
-    check_request(episodes=episodes, seed=seed)
+    request = Request(episodes, seed, backend, num_envs, env_workers, worker_timeout, longest_episode, quiet).of_run(run)
     if deterministic:
         raise UsageError(
             "--record with --deterministic: data of a deterministic policy cannot be reweighted, since every other action"
@@ -72,22 +85,23 @@ def record(
     if file.exists() and (not file.is_dir() or any(file.iterdir())):
         raise UsageError(f"{file} already exists; choose another --record or delete it")
     policy = load_policy(run)
-    opened = open_environments(policy, backend=backend, episodes=episodes, seed=seed, environment=environment)
-    recorder = _Recorder(policy, opened.environments, np.random.default_rng([seed, 2]))
+    opened = open_environments(policy, request, environment)
+    recorder = _Recorder(policy, opened.environments, np.random.default_rng([request.seed, 2]))
     try:
         with _Writer(file, opened.name, opened.environments, policy) as writer:
-            returns, lengths = recorder.play(episodes, seed=seed, writer=writer)
+            returns, lengths, cut = recorder.play(request, writer)
     finally:
         notices = opened.environments.close()
     return {
         "env": opened.name,
         "data": str(file),
         "dataset": writer.dataset,
-        "episodes": episodes,
+        "episodes": request.episodes,
         "steps": int(np.sum(lengths)),
         "mean_return": float(np.mean(returns)),
         "std_return": float(np.std(returns)),
         "mean_length": float(np.mean(lengths)),
+        "cut_episodes": cut,
         "backend": opened.backend,
         "notices": list(notices),
     }
@@ -108,12 +122,14 @@ class _Recorder:
         self.actions = np.asarray(space.for_environment(self.own))
         return self.actions
 
-    def play(self, episodes: int, *, seed: int, writer: _Writer) -> tuple[list[float], list[int]]:
+    def play(self, request: Request, writer: _Writer) -> tuple[list[float], list[int], int]:
         envs = self.environments.num_envs
         rows: list[list[tuple[Any, ...]]] = [[] for _ in range(envs)]
         returns: list[float] = []
         lengths: list[int] = []
-        for step in play(self.act, self.environments, episodes, seed=seed):
+        cut = 0
+        for step in play(self.act, self.environments, request):
+            cut += int(np.count_nonzero(step.cut))
             for i in np.flatnonzero(step.counts):
                 terminated, truncated = bool(step.terminated[i]), bool(step.truncated[i])
                 reward = float(step.rewards[i])
@@ -123,7 +139,7 @@ class _Recorder:
                     returns.append(sum(row[3] for row in rows[i]))
                     lengths.append(len(rows[i]))
                     rows[i] = []
-        return returns, lengths
+        return returns, lengths, cut
 
 
 class _Writer:
