@@ -10,16 +10,17 @@ import numpy as np
 import torch
 
 from surefoot.alignment.data.prompts import Prompt, longest_groups
-from surefoot.alignment.data.tokenization.decoding import answer_texts
+from surefoot.alignment.data.tokenization.decoding import sampled_texts
+from surefoot.alignment.data.tokenization.ends import AnswerEnds
 from surefoot.alignment.learning.memory import memory_in_a_sentence
 from surefoot.alignment.likelihood.distribution import AnswerDistribution
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.models.configuration import ModelConfiguration
+from surefoot.alignment.models.ending import ends_of
 from surefoot.alignment.models.loading import load_policy
 from surefoot.alignment.models.precision import autocast_dtype
 from surefoot.alignment.models.vocabulary import no_tokens
 from surefoot.alignment.preparation import check_length
-from surefoot.alignment.rlhf.online import end_tokens
 from surefoot.alignment.sampling.sampler import Sampler
 
 
@@ -74,7 +75,10 @@ def generate(
         tell(notice)
     if temperature == 0:
         temperature, top_k = 1.0, 1
-    under = AnswerDistribution(temperature, shortest, end_tokens(model, tokenizer), no_tokens(model, tokenizer))
+    ends = ends_of(settings.model, tokenizer)
+    for notice in ends.notices[1:] if ends.sampling else ends.notices:
+        tell(notice)
+    under = AnswerDistribution(temperature, shortest, ends.sampling, no_tokens(model, tokenizer))
     sampler = Sampler(likelihood, under=under, longest=longest, top_k=top_k, top_p=top_p)
     generator = np.random.default_rng(seed)
     samples: list[dict[str, Any]] = []
@@ -89,7 +93,7 @@ def generate(
         tokens += sum(map(len, drawn.answers))
         for i, prompt in enumerate(batch):
             own = slice(i * answers, (i + 1) * answers)
-            samples.append(_sample(prompt, drawn.answers[own], drawn.finished[own], tokenizer))
+            samples.append(_sample(prompt, drawn.answers[own], drawn.finished[own], tokenizer, ends))
         progress(len(samples), tokens, seconds)
     if sampler.notice is not None:
         tell(sampler.notice)
@@ -103,11 +107,13 @@ def generate(
     }
 
 
-def _sample(prompt: Prompt, answers: Sequence[np.ndarray], finished: np.ndarray, tokenizer: Any) -> dict[str, Any]:
+def _sample(
+    prompt: Prompt, answers: Sequence[np.ndarray], finished: np.ndarray, tokenizer: Any, ends: AnswerEnds
+) -> dict[str, Any]:
     return {
         "row": prompt.number,
         "prompt": prompt.text if isinstance(prompt.text, str) else list(prompt.text),
-        "completions": answer_texts(prompt.ids, answers, tokenizer, conversation=not isinstance(prompt.text, str)),
+        "completions": sampled_texts(prompt, answers, finished, tokenizer, ends),
         "tokens": [len(ids) for ids in answers],
         "finished": finished.tolist(),
     }

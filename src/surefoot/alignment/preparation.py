@@ -19,6 +19,7 @@ from surefoot.alignment.data.configuration import DataConfiguration, Purpose
 from surefoot.alignment.data.examples import Example
 from surefoot.alignment.data.loading import LoadedData, load_examples
 from surefoot.alignment.data.splitting import split_examples
+from surefoot.alignment.data.tokenization.ends import AnswerEnds
 from surefoot.alignment.durability.start import StartKeeper
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.methods.comparisons import Comparison, choose_comparison
@@ -27,6 +28,7 @@ from surefoot.alignment.methods.method import Method, groups_of
 from surefoot.alignment.methods.reward import RewardModelling
 from surefoot.alignment.methods.sft import SupervisedFineTuning
 from surefoot.alignment.models.adapters import adapter_switched_off, add_adapter, is_adapted
+from surefoot.alignment.models.ending import write_ends
 from surefoot.alignment.models.fingerprint import weights_fingerprint
 from surefoot.alignment.models.loading import load_policy, load_reward_model
 from surefoot.alignment.models.precision import autocast_dtype, device_of
@@ -91,6 +93,7 @@ def prepare_model(
     configuration: AlignConfiguration,
     tokenizer: PreTrainedTokenizerFast,
     data: Data,
+    ends: AnswerEnds,
     tell: Tell,
     *,
     quiet: bool = False,
@@ -114,6 +117,7 @@ def prepare_model(
             tell(sentence)
     else:
         model = load_policy(configuration.model, tokenizer, notify=tell)
+    write_ends(model, tokenizer, ends)
     if keep is not None:
         keep.keep(model)
     if configuration.adapter.lora_rank:

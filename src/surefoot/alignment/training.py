@@ -284,6 +284,7 @@ def _card(session: Session, result: Mapping[str, Any]) -> str:
         settings=configuration.as_dict(),
         metrics={name: result[name] for name in CARD if result.get(name) is not None},
         chat=session.tokenizer.chat_template is not None,
+        ends=session.prepared.ends,
     )
 
 

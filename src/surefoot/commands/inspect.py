@@ -25,7 +25,7 @@ class Inspect:
     data: tyro.conf.Positional[str]
     """A file, a folder, or a name on the Hugging Face hub."""
     model: str
-    """Folder of the model, or its name on the hub; only its tokenizer is loaded."""
+    """Folder of the model, or its name on the hub; its tokenizer is loaded, and what its settings name as ends, but no weights."""
     rows: int = 3
     """How many rows to show."""
     purpose: Literal["auto", "sft", "preference", "prompts"] = "auto"
@@ -59,10 +59,11 @@ def run(arguments: list[str]) -> int:
     )
     from surefoot.alignment.data.inspection import inspect_data
     from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
+    from surefoot.alignment.models.ending import ends_of
 
     tokenizer = load_tokenizer(chosen.model, trust_remote_code=chosen.trust_remote_code)
     purpose = None if chosen.purpose == "auto" else chosen.purpose
-    result = inspect_data(configuration, tokenizer, rows=chosen.rows, purpose=purpose)
+    result = inspect_data(configuration, tokenizer, rows=chosen.rows, purpose=purpose, ends=ends_of(chosen.model, tokenizer))
     if chosen.json:
         print(json.dumps(result))
         return DONE
@@ -107,7 +108,9 @@ def _tokens(name: str, tokens: list[dict[str, Any]], style: str) -> Text:
 
 def _counts(result: dict[str, Any]) -> list[Text]:
     said = result["description"]
+    ends = ", ".join(result["ends"]["tokens"]) or "nothing but their longest length"
     facts = [
+        ("answers end at", printable(ends)),
         ("rows", f"{said['rows']:,}, of which {said['used']:,} are used"),
         ("prompts, tokens", _lengths(said["prompt_tokens"])),
     ]

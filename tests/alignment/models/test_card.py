@@ -10,10 +10,12 @@ from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from surefoot.alignment.data.tokenization.ends import AnswerEnds
 from surefoot.alignment.models.card import METHODS, model_card, without_paths, without_paths_in_command
 from surefoot.alignment.models.configuration import ModelConfiguration
 from surefoot.alignment.models.loading import load_reward_model
 from surefoot.alignment.models.saving import save_model
+from tests.alignment.data.helpers import assistant, load, user
 from tests.alignment.models.tiny import language_model, save_language_model
 from tests.alignment.tokenizers import llama_like, qwen_like
 
@@ -130,18 +132,26 @@ def test_the_example_generates_with_plain_transformers(tmp_path, monkeypatch, ca
     assert capsys.readouterr().out.strip()
 
 
+def of_gemmas_kind():
+    tokenizer = qwen_like()
+    tokenizer.eos_token = "<|endoftext|>"
+    return tokenizer
+
+
+@pytest.mark.parametrize("maker", [llama_like, qwen_like, of_gemmas_kind])
 @pytest.mark.parametrize("chat", [False, True])
-def test_the_example_scores_prompt_answer_and_end(tmp_path, monkeypatch, capsys, chat):
-    tokenizer = qwen_like() if chat else llama_like()
+def test_the_example_reads_the_score_that_was_trained(tmp_path, monkeypatch, capsys, maker, chat):
+    tokenizer = maker()
     save_language_model(tmp_path / "base", vocab_size=len(tokenizer))
     model, _ = load_reward_model(ModelConfiguration(str(tmp_path / "base")), tokenizer, new_head=True)
-    text = card("reward", chat=chat)
+    text = card("reward", chat=chat, ends=AnswerEnds.of(tokenizer))
     save_model(model, tokenizer, tmp_path / "model", card=text)
+    row = {"prompt": "A question", "completion": " An answer"}
+    if chat:
+        row = {"prompt": [user("A question")], "completion": [assistant("An answer")]}
+    (example,) = load([row], tokenizer, purpose="sft").examples
     monkeypatch.chdir(tmp_path / "model")
     exec(snippet(text))
-    question = [{"role": "user", "content": "A question"}]
-    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False) if chat else "A question"
-    ids = tokenizer(prompt, add_special_tokens=not chat)["input_ids"]
-    ids += tokenizer("An answer", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    ids = [*example.prompt, *example.completions[0]]
     expected = model.eval().score(model.model(torch.tensor([ids])).last_hidden_state)[0, -1, 0].item()
     assert float(capsys.readouterr().out) == pytest.approx(expected, rel=1e-4)

@@ -64,6 +64,22 @@ def test_prompts_and_completions_are_texts_with_one_prompt_per_answer(source):
     assert CALLS == [{"completions": [" yes", " no"]}]
 
 
+def test_what_ended_an_answer_is_not_in_its_text_though_it_is_no_special_token(source):
+    tokenizer = qwen_like()
+    tokenizer.add_tokens(["<end>"])
+    tokenizer.eos_token = "<end>"
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<end>")
+    prompts = prompts_of(["what is", ({"role": "user", "content": "a?"},)], tokenizer)
+    CALLS.clear()
+    score(
+        source(calls("def reward(prompts, completions):"), tokenizer=tokenizer),
+        prompts,
+        [[" blue"], ["blue"]],
+        tokenizer=tokenizer,
+    )
+    assert CALLS[0]["completions"] == [" blue", "blue"]
+
+
 def test_conversations_are_lists_of_messages_and_their_answers_stripped(source):
     tokenizer = qwen_like()
     messages = ({"role": "user", "content": "a?"},)

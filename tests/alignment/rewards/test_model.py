@@ -208,6 +208,94 @@ def test_another_chat_template_is_obeyed_with_the_same_tokens(tmp_path):
     assert given == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
+TAILS = {"gemma": "<|im_end|>\n", "llama 3": "<|im_end|>"}
+
+
+def two_ends(tail, cut=CHATML):
+    """EOS ends a text, another token a turn: published models have both, and sampling ends at either."""
+    tokenizer = qwen_like()
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    tokenizer.chat_template = cut.replace("<|im_end|>\n", tail)
+    return tokenizer
+
+
+@pytest.mark.parametrize("ended", ["<|im_end|>", "<|endoftext|>", "all"])
+@pytest.mark.parametrize("policy", ["same", "another template", "another tokenizer"])
+@pytest.mark.parametrize("tail", TAILS.values(), ids=TAILS)
+def test_the_score_of_a_conversations_answer_is_read_where_it_was_trained(tmp_path, tail, policy, ended):
+    """Whichever token ended the answer when it was sampled, with the same tokenizer and through text."""
+    tokenizer = two_ends(tail)
+    policy_tokenizer = (
+        two_ends(tail, CHATML.replace("assistant\n", "assistant: ")) if policy == "another template" else two_ends(tail)
+    )
+    if policy == "another tokenizer":
+        policy_tokenizer, ended = llama_like(), "</s>"
+    ended = f"{tail}<|endoftext|>" if ended == "all" else ended
+    model = save(tmp_path / "model", tokenizer)
+    talk = {"prompt": [user("what is")], "completions": [[assistant(text)] for text in ANSWERS_TO_READ], "ranks": [1, 2, 3]}
+    path = write_lines(tmp_path / "rows.jsonl", [talk])
+    (trained,) = load_examples(DataConfiguration(str(path), cache=False), tokenizer, purpose="preference").examples
+    expected = [own_score(model, [*trained.prompt, *ids]) for ids in trained.completions]
+    prompts = prompts_of([(user("what is"),)], policy_tokenizer)
+    reward = opened(tmp_path / "model", policy_tokenizer)
+    reward.check(prompts, longest_answer=16)
+    sampled = [policy_tokenizer(text + ended, add_special_tokens=False).input_ids for text in ANSWERS_TO_READ]
+    given = reward.rewards(prompts, [[np.array(ids, np.int32) for ids in sampled]], np.ones(3, bool))
+    assert given == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert len(set(np.round(expected, 4))) == 3
+
+
+def thinking(template=CHATML, *, special=True):
+    tokenizer = qwen_like()
+    tokenizer.add_tokens(["<think>", "</think>", "<end>"], special_tokens=special)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize("special", [True, False], ids=["special", "not special"])
+def test_special_tokens_within_an_answer_reach_a_reward_model_that_reads_text(tmp_path, special):
+    tokenizer = thinking()
+    model = save(tmp_path / "model", tokenizer)
+    policy_tokenizer = thinking(CHATML.replace("assistant\n", "assistant: "), special=special)
+    contents = ["<think>red ? no</think>blue", "<think>red ? noblue", "blue"]
+    (prompt,) = prompts_of([(user("what?"),)], policy_tokenizer)
+    (own,) = prompts_of([(user("what?"),)], tokenizer)
+    sampled = [np.array(policy_tokenizer(text + "<|im_end|>").input_ids, np.int32) for text in contents]
+    expected = [own_score(model, [*own.ids, *tokenizer(text + "<|im_end|>").input_ids]) for text in contents]
+    given = opened(tmp_path / "model", policy_tokenizer).rewards([prompt], [sampled], np.ones(3, bool))
+    assert given == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert len(set(np.round(expected, 4))) == 3
+
+
+def test_an_end_that_is_not_flagged_special_is_no_text(tmp_path):
+    policy_tokenizer, tokenizer = thinking(special=False), gpt2_like()
+    policy_tokenizer.eos_token = "<end>"
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    model = save(tmp_path / "model", tokenizer)
+    (prompt,) = prompts_of(["what is"], policy_tokenizer)
+    ids = np.array(policy_tokenizer(" blue<end>").input_ids, np.int32)
+    assert policy_tokenizer.backend_tokenizer.decode(ids.tolist(), skip_special_tokens=True) == " blue<end>"
+    given = opened(tmp_path / "model", policy_tokenizer).rewards([prompt], [[ids]], np.array([True]))
+    expected = own_score(model, [*tokenizer("what is").input_ids, *tokenizer(" blue<|endoftext|>").input_ids])
+    assert given == pytest.approx([expected], rel=1e-4, abs=1e-5)
+
+
+def test_what_the_policys_prompt_opens_is_part_of_the_answer_that_is_read(tmp_path):
+    """The policy's template opens a thought that the reward model's data have in their messages."""
+    strips = CHATML.replace("message['content']", "message['content'].split('</think>')[-1]")
+    policy_tokenizer = thinking(strips.replace("assistant\n{% endif", "assistant\n<think>\n{% endif"))
+    tokenizer = thinking()
+    model = save(tmp_path / "model", tokenizer)
+    (prompt,) = prompts_of([(user("what?"),)], policy_tokenizer)
+    (own,) = prompts_of([(user("what?"),)], tokenizer)
+    assert policy_tokenizer.decode(prompt.ids).endswith("<think>\n")
+    ids = np.array(policy_tokenizer("red</think>blue<|im_end|>").input_ids, np.int32)
+    given = opened(tmp_path / "model", policy_tokenizer).rewards([prompt], [[ids]], np.array([True]))
+    expected = own_score(model, [*own.ids, *tokenizer("<think>\nred</think>blue<|im_end|>").input_ids])
+    assert given == pytest.approx([expected], rel=1e-4, abs=1e-5)
+
+
 def test_odd_answers_of_another_tokenizer_are_scored_all_the_same(tmp_path):
     tokenizer = word_level()
     model = save(tmp_path, tokenizer)

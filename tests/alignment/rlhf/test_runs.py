@@ -362,7 +362,7 @@ def test_answers_end_with_every_token_that_the_model_names(model, data, tmp_path
     generation = {"eos_token_id": [7], "pad_token_id": 0}
     (model / "generation_config.json").write_text(json.dumps(generation))
     prepared = Online.prepare(settings(model, data, tmp_path / "run"), load_tokenizer(str(model)), print, quiet=True)
-    assert prepared.ends == (1, 7)
+    assert prepared.ends.sampling == (1, 7)
     result = run(model, data, tmp_path / "run", epochs=1, objective={"weight": "group", "longest_answer": 20})
     assert result["tokens"] < 0.9 * 32 * 20  # 2 of 24 tokens end an answer
 

@@ -29,7 +29,7 @@ from surefoot.runs.directory import read_json, write_json, write_whole
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-VERSION = 1
+VERSION = 2
 """Of the rules by which rows become tokens, and of the files here; a change of either makes every entry another one."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from surefoot.alignment.data.examples import Example
 from surefoot.alignment.data.loading import read_examples
 from surefoot.alignment.data.notices import notices_of
 from surefoot.alignment.data.reading.sources import open_source
+from surefoot.alignment.data.tokenization.ends import AnswerEnds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -30,7 +32,12 @@ class Token:
 
 
 def inspect_data(
-    configuration: DataConfiguration, tokenizer: PreTrainedTokenizerFast, *, rows: int, purpose: Purpose | None = None
+    configuration: DataConfiguration,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    rows: int,
+    purpose: Purpose | None = None,
+    ends: AnswerEnds | None = None,
 ) -> dict[str, Any]:
     """Look at data as they would be loaded, ties read as pairs, without the cache.
 
@@ -39,20 +46,24 @@ def inspect_data(
         tokenizer: of the model.
         rows: how many to show token by token.
         purpose: None takes what the data are.
+        ends: of the model's answers; by its tokenizer alone where they are not given.
 
     Returns:
-        ``rows`` (lists of tokens), ``notices`` and ``warnings`` (sentences), and ``description`` (counts), ready for JSON.
+        ``rows`` (lists of tokens), ``ends`` (the tokens that end an answer, ids and texts), ``notices`` and ``warnings`` (sentences), and
+        ``description`` (counts), ready for JSON.
 
     Raises:
         UsageError: the data cannot be loaded at all.
     """
+    ends = ends or AnswerEnds.of(tokenizer)
     source = open_source(configuration.data, configuration.split)
     examples, said = read_examples(source, replace(configuration, ties="pairs"), tokenizer, purpose=purpose)
     description = {"source": source.name, **said, **_repetitions(examples)}
     return {
         "rows": [_shown(example, tokenizer) for example in examples[:rows]],
-        "notices": [*source.notices, *notices_of(description)],
-        "warnings": _warnings(description),
+        "ends": {"ids": ends.sampling, "tokens": ends.shown, "trained_behind_a_conversations_answer": ends.turn},
+        "notices": [*source.notices, *notices_of(description), *ends.notices[:1]],
+        "warnings": [*ends.notices[1:], *_warnings(description)],
         "description": description,
     }
 
@@ -70,7 +81,7 @@ def _shown(example: Example, tokenizer: PreTrainedTokenizerFast) -> dict[str, An
 
 
 def tokens_of(ids: Sequence[int] | np.ndarray, tokenizer: PreTrainedTokenizerFast, *, marks: Sequence[str]) -> list[Token]:
-    """Each token with its text; bytes that are no text alone are shown as the vocabulary spells them.
+    """Each token with its text; bytes that are no text alone, since a letter has several, are shown as <0xF0>.
 
     Args:
         ids: the tokens.
@@ -83,8 +94,25 @@ def tokens_of(ids: Sequence[int] | np.ndarray, tokenizer: PreTrainedTokenizerFas
         name = str(tokenizer.convert_ids_to_tokens(i))
         text = name.replace("▁", " ") if "▁" in name else str(tokenizer.decode([i], clean_up_tokenization_spaces=False))
         mark = next((mark for mark in marks if special[mark] == i), "")
-        tokens.append(Token(i, name if not text or "\ufffd" in text else text, mark))
+        tokens.append(Token(i, _bytes_shown(name) if not text or "\ufffd" in text else text, mark))
     return tokens
+
+
+@cache
+def _spelled_bytes() -> dict[str, int]:
+    """Which byte each letter of a byte-level vocabulary stands for."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return {letter: byte for byte, letter in bytes_to_unicode().items()}
+
+
+def _bytes_shown(name: str) -> str:
+    """A token of a byte-level vocabulary as text, and as bytes where it is none; other tokens as they are spelt."""
+    table = _spelled_bytes()
+    if any(letter not in table for letter in name):
+        return name
+    text = bytes(table[letter] for letter in name).decode(errors="surrogateescape")
+    return "".join(f"<0x{ord(letter) - 0xDC00:02X}>" if "\udc80" <= letter <= "\udcff" else letter for letter in text)
 
 
 def _repetitions(examples: Sequence[Example]) -> dict[str, Any]:

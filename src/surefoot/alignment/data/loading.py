@@ -17,6 +17,7 @@ from surefoot.alignment.data.reading.implicit_prompt import TURN_MARKER
 from surefoot.alignment.data.reading.rows import demonstrated, preferred, read_prompt, read_row
 from surefoot.alignment.data.reading.sources import Source, open_source
 from surefoot.alignment.data.reading.tally import Tally, Unusable, phrases
+from surefoot.alignment.data.tokenization.ends import require_eos
 from surefoot.alignment.data.tokenization.tokens import tokenise
 from surefoot.errors import RunError, UsageError
 
@@ -56,11 +57,7 @@ def load_examples(
         UsageError: the data are not there, are broken, have other columns than their format needs, hold no row that can be
             used, or hold ties that were to be refused; or the tokenizer has no EOS.
     """
-    if tokenizer.eos_token_id is None:
-        raise UsageError(
-            f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no EOS, so no answer could end; name one as"
-            " eos_token in its tokenizer_config.json"
-        )
+    require_eos(tokenizer)
     source = open_source(configuration.data, configuration.split)
     key = cache.key_of(source.checksum, configuration, tokenizer, purpose=purpose)
     folder = cache_folder or cache.default_folder()

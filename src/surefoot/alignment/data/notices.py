@@ -31,6 +31,7 @@ def notices_of(description: dict[str, Any]) -> tuple[str, ...]:
         _implicit_prompts(description),
         _cut(description),
         *_conversations(description),
+        _bos_within(description),
         _empty_prompts(description),
     )
     return (*sentences, *(sentence for sentence in said if sentence))
@@ -84,10 +85,15 @@ def _conversations(description: dict[str, Any]) -> tuple[str, ...]:
     if behind is not None and eos is not None:
         ends = f"ends an answer with {behind!r}, which is not EOS" if behind else "puts nothing behind an answer"
         sentences.append(f"the chat template {ends}; EOS ({eos}) is put behind it")
-    if description["rewritten"]:
+    if count := description["rewritten"] - description["closed"]:
         sentences.append(
-            f"{description['rewritten']:,} answers would be written differently by the chat template than its generation prompt"
-            " begins; they follow that prompt as they stand"
+            f"{count:,} {_verb(count, 'answer', 'answers')} would be written by the chat template without {_verb(count, 'its', 'their')}"
+            " beginning, such as thoughts, or otherwise than its generation prompt begins; the message's own text follows that prompt"
+        )
+    if count := description["closed"]:
+        sentences.append(
+            f"the generation prompt opens a thought, and {count:,} {_verb(count, 'answer has', 'answers have')} none: it is closed before"
+            f" {_verb(count, 'it', 'them')}"
         )
     if description["without_bos"]:
         sentences.append(
@@ -95,6 +101,14 @@ def _conversations(description: dict[str, Any]) -> tuple[str, ...]:
             " template decides"
         )
     return tuple(sentences)
+
+
+def _bos_within(description: dict[str, Any]) -> str:
+    count = description["bos_within"]
+    return count and (
+        f"{count:,} {_verb(count, 'prompt holds', 'prompts hold')} BOS ({description['bos']}) behind {_verb(count, 'its', 'their')}"
+        " beginning too, where it begins a turn or another text, and is used as it stands"
+    )
 
 
 def _empty_prompts(description: dict[str, Any]) -> str:

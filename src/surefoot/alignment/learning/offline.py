@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from surefoot.alignment.configuration import AlignConfiguration, TrainingConfiguration
 from surefoot.alignment.data.examples import Example
 from surefoot.alignment.data.fingerprint import examples_fingerprint
+from surefoot.alignment.data.tokenization.ends import AnswerEnds
 from surefoot.alignment.durability.start import StartKeeper
 from surefoot.alignment.durability.state import Arrays, Saved, State, learn_again, learned, numbers_of, set_numbers, to_array
 from surefoot.alignment.learning.halves import Halves, can_be_computed_at_once
@@ -27,6 +28,7 @@ from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.methods.method import Method, Sums, add_sums
 from surefoot.alignment.models.adapters import trainable_parameters
 from surefoot.alignment.models.counting import matrix_rate
+from surefoot.alignment.models.ending import ends_of
 from surefoot.alignment.models.precision import autocast_dtype
 from surefoot.alignment.preparation import Data, Learner, prepare_data, prepare_model
 from surefoot.errors import Caution
@@ -48,6 +50,7 @@ class Offline:
     configuration: AlignConfiguration
     data: Data
     learner: Learner
+    ends: AnswerEnds
 
     @staticmethod
     def prepare(
@@ -59,8 +62,12 @@ class Offline:
         keep: StartKeeper | None = None,
     ) -> Offline:
         """Read the data, then load the model; ``keep`` is given it as it was loaded, before an adapter."""
+        ends = ends_of(configuration.model.model, tokenizer)
+        for sentence in ends.notices:
+            tell(sentence)
         data = prepare_data(configuration, tokenizer, tell)
-        return Offline(configuration, data, prepare_model(configuration, tokenizer, data, tell, quiet=quiet, keep=keep))
+        learner = prepare_model(configuration, tokenizer, data, ends, tell, quiet=quiet, keep=keep)
+        return Offline(configuration, data, learner, ends)
 
     @property
     def model(self) -> Any:

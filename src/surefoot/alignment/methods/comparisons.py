@@ -59,7 +59,7 @@ def choose_comparison(choices: RewardConfiguration | DPOConfiguration, examples:
         for example in examples:
             require(
                 example.margins is not None,
-                f"--use-margins needs a margin column, but row {example.number} has no margin; leave it out",
+                f"--use-margins needs a margin column, but row {example.number} has no margin that is a finite number; leave it out",
             )
     return comparison
 

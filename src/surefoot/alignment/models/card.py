@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+
+from surefoot.alignment.data.tokenization.ends import AnswerEnds
 
 REWARD = "reward"
 METHODS = {
@@ -40,14 +42,16 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 folder = "."  # this folder, or its name on the hub
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForSequenceClassification.from_pretrained(folder)
-{prompt}
-answer = tokenizer("An answer", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+{ids}
 with torch.no_grad():
-    print(model(torch.tensor([prompt + answer])).logits.item())  # the reward; only differences mean something
+    print(model(ids).logits.item())  # the reward; only differences mean something
 """
-PLAIN_PROMPT = 'prompt = tokenizer("A question")["input_ids"]'
-CHAT_PROMPT = """messages = [{"role": "user", "content": "A question"}]
-prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]"""
+PLAIN_IDS = """answer = " An answer" + tokenizer.eos_token
+ids = tokenizer("A question" + answer, return_tensors="pt")["input_ids"]"""
+CHAT_IDS = """messages = [{{"role": "user", "content": "A question"}}]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+answer = {before}"An answer" + {behind}  # with what stood around an answer in training
+ids = tokenizer(prompt + answer, add_special_tokens=False, return_tensors="pt")["input_ids"]"""
 
 
 def model_card(
@@ -59,6 +63,7 @@ def model_card(
     settings: Mapping[str, Any],
     metrics: Mapping[str, Any],
     chat: bool = False,
+    ends: AnswerEnds | None = None,
 ) -> str:
     """Markdown with a YAML head, as the hub has it, without paths of the machine that trained.
 
@@ -70,6 +75,7 @@ def model_card(
         settings: the run's configuration.
         metrics: what it reached.
         chat: whether its tokenizer has a chat template, which the example of its use then applies.
+        ends: of its answers, which the example for a reward model reads as training did; EOS alone where they are not given.
 
     Raises:
         ValueError: there is no such method.
@@ -85,7 +91,12 @@ def model_card(
         tags=["surefoot", method if method != REWARD else "reward-model"],
         base_model=base_model if on_hub else None,
     )
-    use = SCORE.format(prompt=CHAT_PROMPT if chat else PLAIN_PROMPT) if method == REWARD else GENERATE
+    if method == REWARD:
+        before, behind = ("", "tokenizer.eos_token") if ends is None else (ends.around[0], repr(ends.around[1]))
+        begun = f"{before!r} + " if before else ""
+        use = SCORE.format(ids=CHAT_IDS.format(before=begun, behind=behind) if chat else PLAIN_IDS)
+    else:
+        use = GENERATE.format(inputs=CHAT if chat else PLAIN)
     versions = {name: version(name) for name in ("surefoot", "torch", "transformers")}
     parts = [
         f"---\n{head.to_yaml().strip()}\n---",
@@ -93,7 +104,8 @@ def model_card(
         "Trained with surefoot:",
         f"```shell\n{without_paths_in_command(command)}\n```",
         "## Use",
-        f"```python\n{use if method == REWARD else use.format(inputs=CHAT if chat else PLAIN)}```",
+        f"```python\n{use}```",
+        "" if ends is None or method == REWARD else f"Answers end at {_code(ends.shown)}, as generation_config.json says.",
         _table("Results", "metric", metrics),
         _table("Data", "what", data),
         _table("Settings", "setting", settings),
@@ -130,6 +142,10 @@ def _table(title: str, column: str, rows: Mapping[str, Any]) -> str:
         return ""
     lines = [f"| {_shown(name)} | {_shown(value)} |" for name, value in rows.items()]
     return "\n".join([f"## {title}", "", f"| {column} | |", "|---|---|", *lines])
+
+
+def _code(texts: Sequence[str]) -> str:
+    return " or ".join(f"`{text.strip('`')}`" for text in texts) or "their longest length"
 
 
 def _shown(value: Any) -> str:

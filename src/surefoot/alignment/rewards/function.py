@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float
 from transformers import PreTrainedTokenizerFast
 
 from surefoot.alignment.data.prompts import Prompt
-from surefoot.alignment.data.tokenization.decoding import answer_texts
+from surefoot.alignment.data.tokenization.decoding import sampled_texts
+from surefoot.alignment.data.tokenization.ends import AnswerEnds
 from surefoot.alignment.learning.nonfinite import NotFinite
 from surefoot.alignment.rewards.importing import described, import_function
 from surefoot.alignment.rewards.source import SHOWN_CHARACTERS, shown, shown_prompt
@@ -29,24 +30,25 @@ ABOUT_ANSWERS = ("completion_ids", "finished")
 class FunctionReward:
     """Calls ``function(prompts, completions)`` with as many prompts as answers, and expects one finite number per answer.
 
-    Prompts are as the data have them: texts, or lists of messages. Completions are texts without special tokens
-    (:func:`~surefoot.alignment.data.tokenization.decoding.answer_texts`). Every further parameter of the function gets, by keyword, one
+    Prompts are as the data have them: texts, or lists of messages. Completions are texts without what ended them and without special tokens
+    (:func:`~surefoot.alignment.data.tokenization.decoding.sampled_texts`). Every further parameter of the function gets, by keyword, one
     value per answer: ``completion_ids`` the answers' token ids with their end token, ``finished`` whether they ended by themselves, any
     other name the column of the data that is called so, None in rows that lack it. ``**keywords`` takes all columns.
 
     Args:
         name: ``module:function`` or ``path/to/file.py:function``.
         tokenizer: the policy's.
+        ends: of the policy's answers; by its tokenizer alone where they are not given.
 
     Raises:
         UsageError: there is no such function, or it cannot be called so.
     """
 
-    def __init__(self, name: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, name: str, tokenizer: PreTrainedTokenizerFast, ends: AnswerEnds | None = None) -> None:
         self.name = name
         self.notices: tuple[str, ...] = ()
         self._function, self._file = import_function(name)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._ends = tokenizer, ends or AnswerEnds.of(tokenizer)
         self._parameters = _Parameters(self._function, name)
         self._columns: list[str] | None = None
 
@@ -86,11 +88,10 @@ class FunctionReward:
         if self._columns is None:
             self.check(prompts)
         of = [prompt for prompt, own in zip(prompts, answers, strict=True) for _ in own]
-        texts = [
-            text
-            for prompt, own in zip(prompts, answers, strict=True)
-            for text in answer_texts(prompt.ids, own, self._tokenizer, conversation=not isinstance(prompt.text, str))
-        ]
+        texts: list[str] = []
+        for prompt, own in zip(prompts, answers, strict=True):
+            ended = finished[len(texts) : len(texts) + len(own)]
+            texts += sampled_texts(prompt, own, ended, self._tokenizer, self._ends)
         about = {"completion_ids": [ids.tolist() for own in answers for ids in own], "finished": finished.tolist()}
         try:
             returned = self._call(of, texts, about)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -15,9 +14,10 @@ from transformers import PreTrainedTokenizerFast
 from surefoot.alignment.data.examples import Message, Row
 from surefoot.alignment.data.prompts import Prompt, longest_groups
 from surefoot.alignment.data.reading.tally import Tally, Unusable, phrases
-from surefoot.alignment.data.tokenization.decoding import answer_texts
+from surefoot.alignment.data.tokenization.decoding import sampled_texts
 from surefoot.alignment.data.tokenization.encoder import Encoder, content_of
-from surefoot.alignment.data.tokenization.templates import ChatTemplate
+from surefoot.alignment.data.tokenization.ends import AnswerEnds
+from surefoot.alignment.data.tokenization.templates import ChatTemplate, Written
 from surefoot.alignment.data.tokenization.tokens import tokenise
 from surefoot.alignment.learning.nonfinite import NotFinite
 from surefoot.alignment.likelihood.likelihood import Likelihood
@@ -31,17 +31,17 @@ TOKENS_AT_ONCE = 8192
 """Tokens of prompts and answers that are scored together, which bounds the memory."""
 ENCODING_PARTS = ("model", "normalizer", "pre_tokenizer", "post_processor")
 """Parts of a tokenizer that decide which ids a text becomes, added tokens apart."""
-PROBE = "≺answer≻"
-"""An answer that no template has in itself, to see what it puts behind one."""
 
 
 class ModelReward:
-    """Scores answers with a reward model's head, read at each answer's last token.
+    """Scores answers with a reward model's head, read where it was read in the reward model's training.
 
-    Where the reward model has the policy's tokenizer, it reads the very ids that were sampled: a finished answer's score is read at its
-    end token, as in the reward model's training, and that of an answer that was cut at the limit at its last token, since it has no end.
+    Where the reward model has the policy's tokenizer, it reads the ids that were sampled. A finished answer is ended as training
+    ended it (:meth:`AnswerEnds.as_trained`), whichever token ended it when it was sampled: behind the end of a turn there may be more, and
+    EOS. The score of an answer that was cut at the limit is read at its last token, since it has no end.
 
-    Else the policy's ids become text (:func:`~surefoot.alignment.data.tokenization.decoding.answer_texts`) and then the ids that the
+    Else the policy's ids become text, special tokens within it included, what ended it taken off
+    (:func:`~surefoot.alignment.data.tokenization.decoding.sampled_texts`), and then the ids that the
     data loading would have made of that text for the reward model's tokenizer: its BOS, its chat template, its EOS behind finished answers
     and behind no others. What follows an EOS that is spelt in the text is left out.
 
@@ -49,6 +49,7 @@ class ModelReward:
         likelihood: of the reward model, which is put into evaluation mode and frozen.
         tokenizer: the reward model's.
         policy_tokenizer: the policy's.
+        policy_ends: of the policy's answers; by its tokenizer alone where they are not given.
         name: of the reward model, for logs.
         notices: what was said when it was loaded.
         tokens_at_once: how many tokens are scored together; one answer with its prompt always is.
@@ -59,6 +60,7 @@ class ModelReward:
         likelihood: Likelihood,
         tokenizer: PreTrainedTokenizerFast,
         policy_tokenizer: PreTrainedTokenizerFast,
+        policy_ends: AnswerEnds | None = None,
         *,
         name: str,
         notices: Sequence[str] = (),
@@ -73,7 +75,10 @@ class ModelReward:
         if not self.same_tokens:
             self.notices += (f"{name} has another tokenizer than the policy: answers are decoded and encoded anew for it",)
         self._policy_tokenizer, self._at_once = policy_tokenizer, tokens_at_once
+        self._policy_ends, self.ends = policy_ends or AnswerEnds.of(policy_tokenizer), AnswerEnds.of(tokenizer)
         self._encoder, self._template = Encoder(tokenizer), ChatTemplate(tokenizer)
+        self._opening = ChatTemplate(policy_tokenizer).opening if policy_tokenizer.chat_template else ""
+        """What the policy's prompts begin of its answers, which is part of what a reward model reads as the answer."""
         self._prompts: dict[Prompt, np.ndarray] = {}
         self._longest = 0
         """Tokens of prompt and answer that there are known to be positions for."""
@@ -88,7 +93,7 @@ class ModelReward:
             self.notices += (f"{self.name} has another chat template than the policy: conversations are written anew for it",)
         self._read_prompts(prompts)
         own = [self._prompt_ids(prompt) for prompt in prompts]
-        said = self._check_length(max(map(len, own)) + longest_answer)
+        said = self._check_length(max(map(len, own)) + longest_answer + max(0, len(self.ends.turn) - 1))
         if notice := self.likelihood.check(longest_groups(own, longest_answer=longest_answer)):
             said.append(notice)
         self.notices += tuple(f"{self.name}: {sentence}" for sentence in said)
@@ -134,8 +139,12 @@ class ModelReward:
     def _group(self, prompt: Prompt, answers: Sequence[np.ndarray], finished: Bool[np.ndarray, " K"]) -> Group:
         """Prompt and answers as the reward model reads them."""
         if self._as_sampled(prompt):
-            return prompt.ids, answers
-        texts = answer_texts(prompt.ids, answers, self._policy_tokenizer, conversation=not isinstance(prompt.text, str))
+            conversation = not isinstance(prompt.text, str)
+            return prompt.ids, [
+                self.ends.as_trained(ids, conversation=conversation) if ended else ids
+                for ids, ended in zip(answers, finished.tolist(), strict=True)
+            ]
+        texts = sampled_texts(prompt, answers, finished, self._policy_tokenizer, self._policy_ends, special_tokens=True)
         written = [self._written(prompt, text, ended) for text, ended in zip(texts, finished.tolist(), strict=True)]
         encoded = self._encoder.encode(written, continuing=bool(prompt.text))
         end = np.array([self._encoder.eos], dtype=np.int32)
@@ -147,13 +156,14 @@ class ModelReward:
     def _written(self, prompt: Prompt, text: str, finished: bool) -> str:
         """An answer as the reward model's template writes it, up to its EOS; where it was cut, up to the cut.
 
-        What the template does not write as it stands follows the prompt as it stands.
+        What the template does not write as it stands follows the prompt as it stands, with what ends a turn behind it.
         """
         if not isinstance(prompt.text, str):
-            with contextlib.suppress(Unusable):
-                whole = self._template.answer(prompt.text, _message(text))
-                behind = self._template.answer(prompt.text, _message(PROBE)).partition(PROBE)[2]
-                text = whole if finished else whole.removesuffix(behind)
+            try:
+                written = self._template.answer(prompt.text, _message(self._opening + text))
+            except Unusable:
+                written = Written("", text, self.ends.around[1])
+            text = written.text if finished else written.before + written.content
         eos = self._encoder.eos_text
         return text.partition(eos)[0] if eos else text
 

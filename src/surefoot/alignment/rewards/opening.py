@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from surefoot.alignment.data.tokenization.ends import AnswerEnds
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.models.configuration import ModelConfiguration
@@ -22,7 +23,12 @@ from surefoot.runs.directory import read_json
 
 
 def open_reward(
-    name: str, policy_tokenizer: PreTrainedTokenizerFast, *, settings: ModelConfiguration, share_prompts: bool = True
+    name: str,
+    policy_tokenizer: PreTrainedTokenizerFast,
+    *,
+    settings: ModelConfiguration,
+    share_prompts: bool = True,
+    policy_ends: AnswerEnds | None = None,
 ) -> OpenedRewards:
     """A reward model, or a function.
 
@@ -32,21 +38,27 @@ def open_reward(
         policy_tokenizer: of the model whose answers are scored.
         settings: of the policy: a reward model is computed in the same place and precision, and runs code of its own under the same
             condition.
+        policy_ends: of that model's answers; by its tokenizer alone where they are not given.
         share_prompts: compute a prompt once for all its answers, where the reward model can do so exactly.
 
     Raises:
         UsageError: there is nothing of that name, or it cannot give rewards.
     """
     if ":" in name and not Path(name).expanduser().is_dir():
-        return FunctionReward(name, policy_tokenizer)
+        return FunctionReward(name, policy_tokenizer, policy_ends)
     try:
-        return _open_model(name, policy_tokenizer, settings, share_prompts=share_prompts)
+        return _open_model(name, policy_tokenizer, policy_ends, settings, share_prompts=share_prompts)
     except UsageError as error:
         raise UsageError(str(error).replace("--model ", "--reward ")) from error
 
 
 def _open_model(
-    name: str, policy_tokenizer: PreTrainedTokenizerFast, settings: ModelConfiguration, *, share_prompts: bool
+    name: str,
+    policy_tokenizer: PreTrainedTokenizerFast,
+    policy_ends: AnswerEnds | None,
+    settings: ModelConfiguration,
+    *,
+    share_prompts: bool,
 ) -> ModelReward:
     model_name = model_of(name)
     folder = local_folder(model_name)
@@ -57,4 +69,4 @@ def _open_model(
     likelihood = Likelihood(model, share_prompts=share_prompts, autocast=autocast_dtype(configuration))
     # It is never trained, so that its dropout being off is nothing to be told.
     told = [notice for notice in notices if not notice.startswith("dropout")]
-    return ModelReward(likelihood, tokenizer, policy_tokenizer, name=model_name, notices=told)
+    return ModelReward(likelihood, tokenizer, policy_tokenizer, policy_ends, name=model_name, notices=told)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from surefoot.alignment.configuration import AlignConfiguration
 from surefoot.alignment.data.fingerprint import prompts_fingerprint
 from surefoot.alignment.data.prompts import LoadedPrompts, Prompt, load_prompts, longest_groups
+from surefoot.alignment.data.tokenization.ends import AnswerEnds, require_eos
 from surefoot.alignment.durability.start import StartKeeper
 from surefoot.alignment.durability.state import Arrays, State, numbers_of, set_numbers
 from surefoot.alignment.learning.halves import can_be_computed_at_once
@@ -22,6 +23,7 @@ from surefoot.alignment.learning.randomness import data_order, drawing_anew
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.models.adapters import add_adapter
 from surefoot.alignment.models.counting import matrix_rate
+from surefoot.alignment.models.ending import ends_of, write_ends
 from surefoot.alignment.models.loading import load_policy
 from surefoot.alignment.models.precision import autocast_dtype, device_of
 from surefoot.alignment.models.vocabulary import about_no_tokens, no_tokens
@@ -56,7 +58,7 @@ class Online:
     likelihood: Likelihood
     reward: OpenedRewards
     critic: Critic | None
-    ends: tuple[int, ...]
+    ends: AnswerEnds
     never: tuple[int, ...]
     """Rows of the policy's vocabulary that are no token."""
     reference_fingerprint: str
@@ -73,21 +75,21 @@ class Online:
     ) -> Online:
         """Read the prompts, then load the models, of which there are up to four; ``keep`` is given the policy as it was loaded."""
         settings = ppo_settings(configuration)
-        if tokenizer.eos_token_id is None:
-            raise UsageError(
-                f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no EOS, so no answer could end; name one as"
-                " eos_token in its tokenizer_config.json"
-            )
+        require_eos(tokenizer)
         device_of(configuration.model)
+        ends = ends_of(configuration.model.model, tokenizer)
+        for sentence in ends.notices:
+            tell(sentence)
         data = load_prompts(configuration.data, tokenizer, longest_answer=settings.longest_answer)
         for sentence in data.notices:
             tell(sentence)
         share, autocast = configuration.training.share_prompts, autocast_dtype(configuration.model)
-        reward = open_reward(settings.reward, tokenizer, settings=configuration.model, share_prompts=share)
+        reward = open_reward(settings.reward, tokenizer, settings=configuration.model, share_prompts=share, policy_ends=ends)
         reward.check(data.prompts, longest_answer=settings.longest_answer)
         for sentence in reward.notices:
             tell(sentence)
         model = load_policy(configuration.model, tokenizer, notify=tell)
+        write_ends(model, tokenizer, ends)
         if keep is not None:
             keep.keep(model)
         if configuration.adapter.lora_rank:
@@ -98,8 +100,6 @@ class Online:
         if notice := likelihood.check(groups):
             tell(notice)
         critic = open_critic(configuration, tokenizer, likelihood, reward, groups, tell) if settings.weight == "gae" else None
-        # Where a model ends its turns with another token than the tokenizer's EOS, its own configuration says so.
-        ends = end_tokens(model, tokenizer)
         if sentence := about_no_tokens(never := no_tokens(model, tokenizer)):
             tell(sentence)
         fingerprint = reference_fingerprint(model)
@@ -132,14 +132,6 @@ class Online:
     def start(self, folder: Path, writer: MetricsWriter, progress: Progress) -> OnlineRun:
         """Begin; ``folder`` gets samples.jsonl."""
         return OnlineRun(self, folder, writer, progress)
-
-
-def end_tokens(model: Any, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
-    """Ids that end an answer: the tokenizer's EOS, and what the model's own generation settings name besides."""
-    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    more = named if isinstance(named, list | tuple) else [named]
-    ids = [tokenizer.eos_token_id, *(token for token in more if token is not None)]
-    return tuple(dict.fromkeys(int(token) for token in ids))
 
 
 def _check_length(likelihood: Likelihood, prompts: list[Prompt], settings: PPOConfiguration, tell: Tell) -> None:
@@ -175,7 +167,7 @@ class OnlineRun:
     def __post_init__(self) -> None:
         configuration, likelihood = self.prepared.configuration, self.prepared.likelihood
         training, settings = configuration.training, ppo_settings(configuration)
-        self.samples = SampleFile(self.folder, self.prepared.tokenizer)
+        self.samples = SampleFile(self.folder, self.prepared.tokenizer, self.prepared.ends)
         self.per_epoch = -(-len(self.prepared.data.prompts) // training.batch_size)
         self.total = training.epochs * self.per_epoch
         self.learner = PolicyOptimization(
@@ -186,7 +178,7 @@ class OnlineRun:
             settings=settings,
             training=training,
             total=self.total,
-            ends=self.prepared.ends,
+            ends=self.prepared.ends.sampling,
             never=self.prepared.never,
             at_once=can_be_computed_at_once(configuration, likelihood),
             say=self.progress.say,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from surefoot.alignment.data.tokenization.ends import AnswerEnds
 from surefoot.alignment.rlhf.experience import Experience
 from surefoot.errors import RunError
 
@@ -24,10 +25,12 @@ class SampleFile:
     Args:
         run: the run's folder.
         tokenizer: the policy's.
+        ends: of its answers; by the tokenizer alone where they are not given.
     """
 
-    def __init__(self, run: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, run: Path, tokenizer: PreTrainedTokenizerFast, ends: AnswerEnds | None = None) -> None:
         self._path, self._tokenizer = run / SAMPLES_FILE, tokenizer
+        self._ends = ends or AnswerEnds.of(tokenizer)
 
     def write(self, experience: Experience, *, iteration: int) -> None:
         """Add the answers to the first prompts of an iteration.
@@ -49,13 +52,16 @@ class SampleFile:
     def _lines(self, experience: Experience, iteration: int) -> list[str]:
         kl, lines = experience.kl_to_reference, []
         for one in experience.batch[:SHOWN]:
+            conversation = not isinstance(one.prompt.text, str)
             for number, answer in enumerate(one.answers, start=one.first):
+                ended = bool(experience.finished[number])
+                read = self._ends.without(answer, conversation=conversation) if ended else answer
                 entry = {
                     "iteration": iteration,
                     "row": one.prompt.number,
                     "prompt": one.prompt.text,
-                    "answer": self._tokenizer.decode(answer, skip_special_tokens=True),
-                    "finished": bool(experience.finished[number]),
+                    "answer": self._tokenizer.decode(read, skip_special_tokens=True),
+                    "finished": ended,
                     "reward": float(experience.rewards[number]),
                 } | ({} if kl is None else {"kl": float(kl[number])})
                 lines.append(json.dumps(entry, ensure_ascii=False) + "\n")

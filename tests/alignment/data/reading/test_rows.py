@@ -29,7 +29,8 @@ def reason(shape, **fields):
 def test_chosen_and_rejected_are_a_ranking_of_two():
     row = read("preference", prompt="p", chosen="a", rejected="b", margin=2)
     assert row == Row(7, "p", ("a", "b"), ranks=(1, 2), pairs=((0, 1),), margins=(2.0,))
-    assert read("preference", prompt="p", chosen="a", rejected="b", margin=None).margins is None
+    for none in (None, "high", "1", float("nan"), True):  # only training with margins needs numbers
+        assert read("preference", prompt="p", chosen="a", rejected="b", margin=none).margins is None
     assert preferred(row) is row
 
 
@@ -136,9 +137,6 @@ def test_rows_without_a_preference_are_refused(row, why):
         ("preference", {"prompt": "p", "chosen": 3, "rejected": "b"}, "an answer is no text"),
         ("preference", {"prompt": "p", "chosen": [3], "rejected": "b"}, "an answer is neither a text nor a list of messages"),
         ("preference", {"prompt": "p\ud800", "chosen": "a", "rejected": "b"}, "the prompt holds half a Unicode surrogate pair"),
-        ("preference", {"prompt": "p", "chosen": "a", "rejected": "b", "margin": "1"}, "its margin is no finite number"),
-        ("preference", {"prompt": "p", "chosen": "a", "rejected": "b", "margin": float("nan")}, "its margin is no finite number"),
-        ("preference", {"prompt": "p", "chosen": "a", "rejected": "b", "margin": True}, "its margin is no finite number"),
         ("preference", {"prompt": [assistant("p")], "chosen": "a", "rejected": "b"}, "the message before the answer"),
         ("preference", {"prompt": ASK, "chosen": [user("a")], "rejected": "b"}, "an answer is not exactly one message"),
         ("preference", {"prompt": ASK, "chosen": [assistant("a")] * 2, "rejected": "b"}, "an answer is not exactly one message"),

@@ -62,14 +62,82 @@ def test_a_template_that_puts_nothing_behind_an_answer_gets_eos():
     assert said(data, "puts nothing behind an answer; EOS (<|endoftext|>) is put behind it")
 
 
-def test_an_answer_that_the_template_would_begin_differently_follows_the_generation_prompt():
+def trained_on(tokenizer, content):
+    (example,) = load([{"prompt": [user("?")], "completion": [assistant(content)]}], tokenizer, purpose="sft").examples
+    return texts(example, tokenizer)
+
+
+CONTENTS = ["d", "c", "end", "of", "|", "_of_sentence|>", "<", "user", "a", " padded\n", "<|end", "Assistant"]
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("asked", ["", "<think>\n", "Sure: ", "\n"], ids=["plain", "think", "words", "line"])
+def test_an_answer_is_found_by_what_surrounds_it_whatever_text_it_has(content, asked):
+    """Templates that strip thoughts, as reasoning models have them; the end token's own text holds most of these answers."""
+    tokenizer = qwen_like()
+    tokenizer.add_special_tokens({"eos_token": "<|end_of_sentence|>"})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}<User>{{ m['content'] }}{% else %}<Assistant>"
+        "{{ (m['content'].split('</think>')[-1]) | trim }}<|end_of_sentence|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<Assistant>" + asked.replace("\n", "{{ '\\n' }}") + "{% endif %}"
+    )
+    prompt, answer = trained_on(tokenizer, content)
+    closed = "\n</think>\n\n" if asked == "<think>\n" else ""
+    assert answer == f"{closed}{content.strip()}<|end_of_sentence|>"
+    assert trained_on(tokenizer, asked + content.strip()) == (prompt, f"{content.strip()}<|end_of_sentence|>")
+    assert prompt == f"<User>?<Assistant>{asked}"
+
+
+STRIPS = THINKING.replace("message['content'] | trim", "message['content'].split('</think>')[-1] | trim")
+THOUGHTS = "red ? no .\n</think>\n\nblue"
+
+
+@pytest.mark.parametrize("opened", ["<think>\n", "", "<think>"], ids=["opened", "not-repeated", "no-line"])
+def test_thoughts_that_the_template_strips_are_trained_on_behind_the_opening(opened):
+    tokenizer = qwen_like()
+    tokenizer.chat_template = STRIPS
+    prompt, answer = trained_on(tokenizer, opened + THOUGHTS)
+    assert prompt == "<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    assert answer == f"{THOUGHTS}<|im_end|>"
+
+
+def test_an_answer_that_lacks_what_nobody_knows_how_to_close_is_refused():
+    tokenizer = qwen_like()
+    tokenizer.chat_template = STRIPS.replace("assistant\n<think>\n", "assistant\n<|begin_of_thought|>\n")
+    row = {"prompt": [user("?")], "completion": [assistant("blue")]}
+    with pytest.raises(UsageError, match=r"begins an answer with '<\|begin_of_thought\|>', which this one lacks \(row 1\)"):
+        load([row], tokenizer, purpose="sft")
+    assert trained_on(tokenizer, "<|begin_of_thought|>\nred</think>blue")[1] == "red</think>blue<|im_end|>"
+
+
+def test_thoughts_that_the_template_strips_without_asking_for_them_are_not_lost():
+    tokenizer = qwen_like()
+    tokenizer.chat_template = STRIPS.replace("<think>\n{% endif %}", "{% endif %}")
+    data = load([{"prompt": [user("?")], "completion": [assistant("<think>\n" + THOUGHTS)]}] * 2, tokenizer, purpose="sft")
+    assert texts(data.examples[0], tokenizer)[1] == f"<think>\n{THOUGHTS}<|im_end|>"
+    assert said(data, "2 answers would be written by the chat template without their beginning, such as thoughts")
+
+
+def test_a_template_that_writes_thoughts_itself_is_left_to_do_so():
+    """It puts empty thoughts before an answer without any, and writes those that are there."""
+    tokenizer = qwen_like()
+    tokenizer.chat_template = STRIPS.replace(
+        "{{ message['content'].split('</think>')[-1] | trim }}",
+        "{% if message['role'] == 'assistant' and '</think>' not in message['content'] %}<think>\n\n</think>\n\n{% endif %}"
+        "{{ message['content'] | trim }}",
+    ).replace("<think>\n{% endif %}", "{% endif %}")
+    assert trained_on(tokenizer, "blue")[1] == "<think>\n\n</think>\n\nblue<|im_end|>"
+    assert trained_on(tokenizer, "<think>\n" + THOUGHTS)[1] == f"<think>\n{THOUGHTS}<|im_end|>"
+
+
+def test_a_thought_that_the_generation_prompt_opens_is_closed_before_an_answer_without_one():
     tokenizer = qwen_like()
     tokenizer.chat_template = THINKING
     data = load([ROW], tokenizer)
     prompt, answer, _ = texts(data.examples[0], tokenizer)
     assert prompt.endswith("<|im_start|>assistant\n<think>\n")
-    assert answer == "yes, good<|im_end|>"
-    assert said(data, "2 answers would be written differently by the chat template than its generation prompt begins")
+    assert answer == "\n</think>\n\nyes, good<|im_end|>"
+    assert said(data, "the generation prompt opens a thought, and 2 answers have none: it is closed before them")
 
 
 def test_an_answer_that_the_template_leaves_out_is_counted():
@@ -77,7 +145,7 @@ def test_an_answer_that_the_template_leaves_out_is_counted():
     tokenizer.chat_template = THINKING.replace(
         "{{ message['content'] | trim }}", "{{ message['content'] | replace('bad', '') }}"
     )
-    good = ROW | {"rejected": [assistant("no, worse")]}
+    good = ROW | {"rejected": [assistant("no, worse")]}  # of the other one more is left out than its beginning
     assert reasons(load([ROW, good], tokenizer)) == {"the chat template does not write its answer as it stands": 1}
 
 
@@ -111,7 +179,9 @@ def test_a_prompt_is_written_once_however_often_it_is_asked(monkeypatch):
     template = ChatTemplate(tokenizer)
     for _ in range(3):
         template.answer(tuple(TALK), (assistant("yes"),))
-    assert asked == [3, 4, 4, 4]
+    assert asked == [3, 4, 1, 2, 2, 4, 4], (
+        "and what the template has around an answer is seen once, in a conversation of its own"
+    )
 
 
 def test_a_template_is_told_from_another_by_its_source_and_by_what_it_writes():

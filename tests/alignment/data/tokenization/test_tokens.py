@@ -133,6 +133,49 @@ def test_bos_in_the_middle_is_unusable():
     assert why_not(KINDS["llama"], "the answer", "<s>yes") == "an answer holds BOS"
 
 
+def begins_turns_with_bos():
+    tokenizer = qwen_like()
+    tokenizer.bos_token = "<|im_start|>"
+    return tokenizer
+
+
+def llama_2():
+    tokenizer = llama_like()
+    tokenizer.chat_template = None
+    return tokenizer
+
+
+RENDERED = {
+    "turns": (begins_turns_with_bos(), "<|im_start|>user\nname a colour<|im_end|>\n<|im_start|>assistant\n"),
+    "behind EOS": (llama_2(), "<s>[INST] a [/INST] b </s><s>[INST] c [/INST]"),
+    "documents": (gpt2_like(), "<|endoftext|>one<|endoftext|>two"),
+    "documents, not at the beginning": (gpt2_like(), "one<|endoftext|>two"),
+}
+
+
+@pytest.mark.parametrize(("tokenizer", "text"), RENDERED.values(), ids=RENDERED)
+def test_bos_within_a_prompt_is_the_datas_business_where_it_begins_a_turn_or_another_text(tokenizer, text):
+    result, unusable = tokenised(tokenizer, text, "blue")
+    assert not unusable
+    begun = [tokenizer.bos_token_id] * text.startswith(tokenizer.bos_token)
+    rest = tokenizer(text.removeprefix(tokenizer.bos_token), add_special_tokens=False).input_ids
+    assert result.examples[0].prompt.tolist() == [*begun, *rest]
+    assert result.bos_within == 1
+    assert tokenised(tokenizer, tokenizer.bos_token + "one", "blue")[0].bos_within == 0
+
+
+def test_bos_within_prompts_is_said():
+    data = load([{"prompt": RENDERED["turns"][1], "completion": "blue"}] * 2, begins_turns_with_bos(), purpose="sft")
+    assert any("2 prompts hold BOS (<|im_start|>) behind their beginning too" in notice for notice in data.notices)
+
+
+def test_a_beginning_that_is_doubled_is_unusable():
+    tokenizer = llama_like(scheme="never")
+    assert why_not(tokenizer, " <s><s>the answer", "yes") == "its prompt holds BOS once more behind its beginning"
+    tokenizer.backend_tokenizer.normalizer = normalizers.Strip()
+    assert why_not(tokenizer, " <s>the answer", "yes") == "its prompt begins with BOS twice"
+
+
 def test_a_tokenizer_that_also_puts_eos_behind_a_text_puts_none_behind_a_prompt():
     tokenizer = llama_like()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(

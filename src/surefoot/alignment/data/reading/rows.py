@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from surefoot.alignment.data.configuration import FormatName
@@ -172,7 +173,8 @@ def _pair(number: int, prompt: Text, answers: tuple[Text, ...], fields: dict[str
     """A chosen and a rejected answer, and by how much the one was better where that is said."""
     margins = None
     if "margin" in fields:
-        margins = (_number(fields["margin"], "its margin is no finite number"),)
+        with suppress(Unusable):  # only --use-margins reads it, and refuses rows without one
+            margins = (_number(fields["margin"], ""),)
     return Row(number, prompt, answers, ranks=(1, 2), pairs=((0, 1),), margins=margins)
 
 

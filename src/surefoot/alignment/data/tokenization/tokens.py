@@ -16,6 +16,7 @@ from surefoot.alignment.data.configuration import Overlong
 from surefoot.alignment.data.examples import Example, Row
 from surefoot.alignment.data.reading.tally import EMPTY, IDENTICAL, Tally, Unusable
 from surefoot.alignment.data.tokenization.encoder import Encoder
+from surefoot.alignment.data.tokenization.ends import without_eos
 from surefoot.alignment.data.tokenization.templates import ChatTemplate
 
 if TYPE_CHECKING:
@@ -57,7 +58,11 @@ class Tokenised:
     behind_turn: str | None = None
     """What the chat template puts behind an answer where it does not end it with EOS."""
     rewritten: int = 0
-    """Answers that the chat template writes differently from what its generation prompt begins."""
+    """Answers that the chat template writes without their beginning, or otherwise than its generation prompt begins them."""
+    closed: int = 0
+    """Those of them before which a thought is closed that the generation prompt opens."""
+    bos_within: int = 0
+    """Plain prompts that hold BOS behind their beginning, where it begins a turn or another text."""
     without_bos: int = 0
     """Conversations before which the chat template puts no BOS, though the tokenizer puts one before a text."""
     run_together: int = 0
@@ -73,6 +78,8 @@ class Tokenised:
             "empty_prompts": self.empty_prompts,
             "conversations": self.conversations,
             "rewritten": self.rewritten,
+            "closed": self.closed,
+            "bos_within": self.bos_within,
             "behind_turn": self.behind_turn,
             "run_together": self.run_together,
             "without_bos": self.without_bos,
@@ -133,7 +140,7 @@ def tokenise(
     for row, prompt, answers in texts:
         try:
             if prompt not in whole:
-                whole[prompt] = _prompt_ids(prompt, begun[prompt.text], encoder)
+                whole[prompt] = _prompt_ids(prompt, begun[prompt.text], encoder, template)
             ids = [(further if answer.continuing else first)[answer.text] for answer in answers]
             example = _example(row, whole[prompt], ids, encoder, result, max_length=max_length, overlong=overlong, room=room)
         except Unusable as reason:
@@ -141,11 +148,12 @@ def tokenise(
         else:
             result.examples.append(example)
             result.conversations += prompt.templated
+            result.bos_within += not prompt.templated and encoder.bos in example.prompt[1:]
             result.without_bos += tuple(example.prompt[: len(encoder.beginning)]) != encoder.beginning
             if not prompt.templated and prompt.text and not prompt.text[-1].isspace():
                 result.run_together += sum(_begins_a_word(answer.text) for answer in answers)
             result.empty_prompts += not len(begun[prompt.text])
-    result.rewritten = template.rewritten
+    result.rewritten, result.closed = template.rewritten, template.closed
     return result
 
 
@@ -164,11 +172,11 @@ def _texts(row: Row, encoder: Encoder, template: ChatTemplate, result: Tokenised
         written = []
         for answer in row.completions:
             assert not isinstance(answer, str)
-            text, ended = without_eos(template.answer(row.prompt, answer), encoder.eos_text)
+            whole = template.answer(row.prompt, answer)
+            text, ended = without_eos(whole.text, encoder.eos_text)
             written.append(text)
             if not ended:
-                content = answer[-1]["content"].strip()
-                result.behind_turn = text[text.rfind(content) + len(content) :]
+                result.behind_turn = whole.behind
     return prompt, [Answer(text, continuing=bool(prompt.text)) for text in written]
 
 
@@ -182,34 +190,31 @@ def _plain_prompt(text: str, encoder: Encoder) -> Prompt:
     return Prompt(text, before, templated=False)
 
 
-def without_eos(text: str, eos: str) -> tuple[str, bool]:
-    """The text before its EOS, and whether it had one; behind EOS there may be white space and more EOS.
-
-    Raises:
-        Unusable: the text goes on behind EOS.
-    """
-    if not eos or eos not in text:
-        return text, False
-    before, _, behind = text.partition(eos)
-    if behind.replace(eos, "").strip():
-        raise Unusable("an answer goes on behind EOS")
-    return before, True
-
-
 def _begins_a_word(text: str) -> bool:
     """Whether a letter that has a case, or a digit, comes first: scripts without cases often have no spaces either."""
     return text[0].isdigit() or text[0].lower() != text[0].upper()
 
 
-def _prompt_ids(prompt: Prompt, ids: np.ndarray, encoder: Encoder) -> np.ndarray:
+def _prompt_ids(prompt: Prompt, ids: np.ndarray, encoder: Encoder, template: ChatTemplate) -> np.ndarray:
     whole = np.concatenate([np.array(prompt.before, dtype=np.int32), ids])
-    if not prompt.templated and encoder.bos is not None and np.count_nonzero(whole == encoder.bos) > 1:
-        raise Unusable("its prompt holds BOS once more behind its beginning")
+    if not prompt.templated and encoder.bos is not None and encoder.bos in whole[1:]:
+        if whole[:2].tolist() == [encoder.bos] * 2:
+            raise Unusable("its prompt begins with BOS twice")
+        if not _bos_begins_parts(prompt, encoder, template):
+            raise Unusable("its prompt holds BOS once more behind its beginning")
     if not len(whole):
         whole = np.array(encoder.start, dtype=np.int32)
     if not len(whole):
         raise Unusable("its prompt is empty, and the tokenizer has neither BOS nor EOS to begin with")
     return whole
+
+
+def _bos_begins_parts(prompt: Prompt, encoder: Encoder, template: ChatTemplate) -> bool:
+    """Whether BOS belongs within a text: it is EOS as well, stands behind EOS, or the chat template begins turns with it."""
+    if encoder.bos == encoder.eos or template.repeats(encoder.bos_text):
+        return True
+    *parts, _ = prompt.text.split(encoder.bos_text)
+    return bool(encoder.eos_text and parts) and all(part.rstrip().endswith(encoder.eos_text) for part in parts)
 
 
 def _example(
