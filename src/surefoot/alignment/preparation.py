@@ -121,7 +121,7 @@ def prepare_model(
     if keep is not None:
         keep.keep(model)
     if configuration.adapter.lora_rank:
-        model = add_adapter(model, configuration.adapter, seed=seed)
+        model = add_adapter(model, configuration.adapter, seed=seed, notify=tell)
     likelihood = Likelihood(model, share_prompts=training.share_prompts, autocast=autocast_dtype(configuration.model))
     everything = data.train + data.held_out
     check_length(likelihood, max(e.longest for e in everything), tell)

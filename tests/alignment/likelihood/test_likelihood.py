@@ -96,6 +96,42 @@ def test_architectures_that_need_the_slow_way_are_found_said_and_right_all_the_s
     assert_equal_to_the_model(model, likelihood, UNEVEN)
 
 
+def test_a_head_of_half_the_bits_reads_hidden_states_of_more():
+    model = build("mamba", dtype=torch.bfloat16)
+    assert model.base_model(torch.tensor([[3, 4]])).last_hidden_state.dtype == torch.float32
+    likelihood = Likelihood(model)
+    likelihood.check(UNEVEN)
+    assert likelihood.plain_head
+    found = likelihood.completions(UNEVEN)
+    found.sums().sum().backward()
+    for number, (prompt, answer) in enumerate((prompt, answer) for prompt, answers in UNEVEN for answer in answers):
+        logits = model(torch.from_numpy(np.concatenate([prompt, answer])).long()[None]).logits[0, len(prompt) - 1 : -1].float()
+        wanted = logits.log_softmax(-1).gather(1, torch.from_numpy(answer).long()[:, None])[:, 0]
+        torch.testing.assert_close(found.tokens[found.completion_of == number], wanted, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("error", [NotImplementedError(), IndexError("too many\nindices"), AssertionError()])
+def test_whatever_a_model_makes_of_shared_prompts_its_own_way_is_left(error, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    model = build("llama")
+    likelihood = Likelihood(model)
+    monkeypatch.setattr(likelihood, "packed_row", fail)
+    assert f"({str(error).splitlines()[0] if str(error) else type(error).__name__})" in likelihood.check(UNEVEN)
+    assert_equal_to_the_model(model, likelihood, UNEVEN)
+
+
+def test_a_model_that_fails_altogether_is_one_sentence(monkeypatch):
+    def fail(*_, **__):
+        raise IndexError("index 3 is out of bounds\nfor dimension 0")
+
+    model = build("llama")
+    monkeypatch.setattr(type(model.model), "forward", fail)
+    with pytest.raises(UsageError, match=r"^--model llama cannot compute a prompt with its answer: index 3 is out of bounds$"):
+        Likelihood(model).check(UNEVEN)
+
+
 def test_a_window_matters_only_where_something_is_longer():
     short = groups_of((3, (2, 3)), (2, (1,)))
     model = build("mistral with a window")

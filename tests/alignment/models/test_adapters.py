@@ -14,6 +14,7 @@ from surefoot.alignment.models.adapters import (
 )
 from surefoot.alignment.models.configuration import AdapterConfiguration
 from surefoot.errors import UsageError
+from tests.alignment.likelihood.architectures import build
 from tests.alignment.models.tiny import FAMILIES, language_model, reward_model
 
 IDS = torch.tensor([[3, 5, 4, 9], [6, 3, 8, 1]])
@@ -162,3 +163,31 @@ def test_merged_weights_are_float32_whatever_was_trained():
     assert {weight.dtype for weight in merged.values()} == {torch.float32}
     expected = layer.base_layer.weight.double() + added
     torch.testing.assert_close(merged["model.layers.0.self_attn.q_proj.weight"].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_layers_that_an_adapter_would_not_reach_are_left_out_and_named():
+    notices = []
+    adapted = trained(add_adapter(build("mamba"), RANK_TWO, notify=notices.append))
+    layers = {name.split(".lora_")[0].rpartition(".")[2] for name, _ in trainable_parameters(adapted)}
+    assert layers == {"in_proj", "x_proj"}
+    assert notices == ["dt_proj, out_proj get no adapter: mamba reads their weights past the layer"]
+    plain = build("mamba")
+    plain.load_state_dict(merged_weights(adapted))
+    torch.testing.assert_close(plain(IDS).logits, adapted.eval()(IDS).logits, rtol=1e-3, atol=1e-3)
+    for name in ("dt_proj", "out_proj"):
+        with pytest.raises(
+            UsageError, match=f"--lora-targets: an adapter of '{name}' would do nothing: mamba reads its weight"
+        ):
+            add_adapter(build("mamba"), AdapterConfiguration(lora_rank=2, lora_targets=f"in_proj,{name}"))
+    notices.clear()
+    add_adapter(language_model(), RANK_TWO, notify=notices.append)
+    assert notices == []
+
+
+def test_what_peft_complains_about_is_one_sentence(monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("Errors in the adapter:\n  no such thing\n  and more")
+
+    monkeypatch.setattr("peft.get_peft_model", refuse)
+    with pytest.raises(UsageError, match=r"^--model llama cannot be given an adapter: Errors in the adapter: no such thing$"):
+        add_adapter(language_model(), RANK_TWO)

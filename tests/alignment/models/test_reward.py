@@ -15,6 +15,7 @@ from surefoot.alignment.models.loading import hidden_states_and_head, load_rewar
 from surefoot.alignment.models.padding import PAD_TOKEN
 from surefoot.alignment.models.saving import save_model
 from surefoot.errors import UsageError
+from tests.alignment.likelihood.architectures import build
 from tests.alignment.models.tiny import FAMILIES, language_model, reward_model, save_language_model
 from tests.alignment.tokenizers import gpt2_like, llama_like, qwen_like, word_level
 
@@ -81,6 +82,25 @@ def test_reward_models_without_what_makes_one_are_refused(tmp_path):
     adapted = add_adapter(language_model(), AdapterConfiguration(lora_rank=1))
     adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     refused(tmp_path / "adapter", "is an adapter; for a reward model, give the folder of the merged model")
+
+
+def test_an_architecture_without_a_sequence_classification_model_is_refused_for_that(tmp_path):
+    build("cohere").save_pretrained(tmp_path)
+    refused(
+        tmp_path,
+        "^--model .*: transformers has no sequence-classification model for cohere, so no reward model and no critic of its own; take"
+        " --critic shared or --weight group$",
+    )
+
+
+def test_a_head_may_be_called_a_classifier(tmp_path):
+    original = build("ctrl")
+    original.save_pretrained(tmp_path)
+    model, notices = load(tmp_path)
+    trunk, head = hidden_states_and_head(model)
+    assert torch.equal(trunk(IDS).last_hidden_state, original.base_model(IDS).last_hidden_state)
+    assert torch.equal(model(IDS).logits, head(trunk(IDS).last_hidden_state)[:, -1])
+    assert any("its reward head is new" in notice for notice in notices)
 
 
 def test_a_missing_head_is_never_made_up_for_a_reward_model(tmp_path):

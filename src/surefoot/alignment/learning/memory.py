@@ -23,10 +23,15 @@ def memory_in_a_sentence() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and MAIN_MEMORY not in str(error):
+        if not is_lack_of_memory(error):
             raise
         what = what_it_says(error)
         raise RunError(
             f"the memory does not suffice: {what.partition(MAIN_MEMORY)[2] or what}; less is needed with"
             " --gradient-checkpointing, --lora-rank, --accumulation, or a smaller --batch-size or --max-length"
         ) from error
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether that is what it says, of either memory."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or MAIN_MEMORY in str(error)

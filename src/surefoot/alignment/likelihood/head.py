@@ -114,7 +114,7 @@ def _apply(
     keep = needed and size <= keep_bytes
     rows = hidden.shape[0] if keep else max(1, chunk_bytes // (4 * vocabulary))
     device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     return _TokenLogProbabilities.apply(hidden, weight, bias, row_of, target, excluded, entropies, keep, rows, dtype)
 
 

@@ -13,13 +13,15 @@ import torch
 from jaxtyping import Float, Int
 from transformers import PreTrainedModel
 
+from surefoot.alignment.learning.memory import is_lack_of_memory
 from surefoot.alignment.likelihood.attention import SHARED_ATTENTION, KeysAndValues
 from surefoot.alignment.likelihood.distribution import PLAIN, AnswerDistribution
 from surefoot.alignment.likelihood.head import Excluded, token_log_probabilities, token_log_probabilities_and_entropies
 from surefoot.alignment.likelihood.packing import Group, Packed, pack
 from surefoot.alignment.models.counting import backward_flops, forward_flops
+from surefoot.alignment.models.folders import sentences
 from surefoot.alignment.models.loading import hidden_states_and_head
-from surefoot.errors import UsageError
+from surefoot.errors import UsageError, what_it_says
 
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 LOW_PRECISION_TOLERANCE = 5e-2
@@ -138,19 +140,18 @@ class Likelihood:
             weights, without autocast.
 
         Raises:
-            UsageError: a reward model whose score is not a linear layer on the last token's hidden state.
+            UsageError: the model cannot be computed, or a reward model's score is not a linear layer on the last token's hidden state.
         """
-        was_training = self.model.training
+        was_training, kind = self.model.training, self.trunk.config.model_type
         self.model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), sentences(self.trunk.config.name_or_path or kind, "compute a prompt with its answer"):
                 reason = self._why_not_shared(groups) if self.shared else None
                 if reason is not None:
                     self._share(False)
                 self.plain_head = self._head_is_all(groups)
         finally:
             self.model.train(was_training)
-        kind = self.trunk.config.model_type
         if not self.plain_head:
             self._share(False)
             return f"whole logits are computed for every answer, which is slow: {kind} does more to them than one linear layer"
@@ -279,8 +280,10 @@ class Likelihood:
         packed = pack(groups, device=self.device, feed_last=True)
         try:
             shared = self._hidden(packed)
-        except (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            return str(error).splitlines()[0][:200]
+        except Exception as error:  # whatever it is, the model's own way is left
+            if is_lack_of_memory(error):
+                raise
+            return what_it_says(error)
         self._share(False)
         separate = self._hidden(packed)
         self._share(True)
@@ -296,7 +299,7 @@ class Likelihood:
         short = (prompt[-HEAD_TOKENS:], [answers[0][:HEAD_TOKENS]])
         packed = pack([short], device=self.device, feed_last=True)
         whole = self._separately(self.model, packed).logits
-        own = self.head(self._hidden(packed))
+        own = self.head(self._hidden(packed).to(self.head.weight.dtype))  # state-space models keep more bits than their head
         self._share(shared)
         if whole.dim() == 2:
             if not self._equal(whole[0], own[-1]):

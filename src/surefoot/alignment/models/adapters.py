@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,23 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from surefoot.alignment.models.configuration import AdapterConfiguration
-from surefoot.alignment.models.folders import quiet
+from surefoot.alignment.models.folders import sentences
 from surefoot.alignment.models.loading import hidden_states_and_head
 from surefoot.errors import UsageError
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
+
+LOG = logging.getLogger(__name__)
 
 
-def add_adapter(model: PreTrainedModel, configuration: AdapterConfiguration, *, seed: int = 0) -> PeftModel:
+def add_adapter(
+    model: PreTrainedModel,
+    configuration: AdapterConfiguration,
+    *,
+    seed: int = 0,
+    notify: Callable[[str], None] = LOG.warning,
+) -> PeftModel:
     """Freeze a model, and give its linear layers low-rank adapters: h = W x + (α/r) B A x, with B = 0 at the start.
 
     A reward model's head is trained as a whole. The adapted model computes what the model did until it is trained.
@@ -28,15 +37,17 @@ def add_adapter(model: PreTrainedModel, configuration: AdapterConfiguration, *, 
         model: causal, or for sequence classification; it becomes part of the result.
         configuration: with a rank of at least 1.
         seed: of A, without a trace in PyTorch's own random state.
+        notify: takes a sentence on layers that are left out: state-space models read some weights past their layer.
 
     Raises:
-        UsageError: a target is not the name of a linear layer.
+        UsageError: a target is not the name of a linear layer that PEFT can adapt, or there is none.
 
     Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models (2021), section 4.1.
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
     trunk, head = hidden_states_and_head(model)
+    kind = model.config.model_type
     settings = LoraConfig(
         r=configuration.lora_rank,
         lora_alpha=configuration.alpha,
@@ -45,7 +56,18 @@ def add_adapter(model: PreTrainedModel, configuration: AdapterConfiguration, *, 
         # PEFT takes a classification head along, and leaves a language model's alone.
         task_type=TaskType.CAUSAL_LM if head is model.get_output_embeddings() else TaskType.SEQ_CLS,
     )
-    with torch.random.fork_rng(), quiet():
+    name = model.name_or_path or kind
+    with torch.random.fork_rng(), sentences(name, "be given an adapter"):
+        torch.manual_seed(seed)
+        left_out = _read_past_their_layer(trunk)
+        left_out |= {layer for layer in _linear_layers(trunk) if _is_refused(settings, model, layer)}
+    if isinstance(settings.target_modules, str):
+        settings.exclude_modules = sorted(left_out) or None
+        if left_out:
+            notify(f"{', '.join(sorted(left_out))} get no adapter: {kind} reads their weights past the layer")
+    elif named := sorted(left_out.intersection(settings.target_modules or ())):
+        raise UsageError(f"--lora-targets: an adapter of {named[0]!r} would do nothing: {kind} reads its weight past the layer")
+    with torch.random.fork_rng(), sentences(name, "be given an adapter"):
         torch.manual_seed(seed)
         return get_peft_model(model, settings)
 
@@ -122,10 +144,64 @@ def _added(layer: Any, adapter: str) -> torch.Tensor:
 
 
 def _targets(trunk: torch.nn.Module, wanted: str) -> str | list[str]:
+    there = _linear_layers(trunk)
+    if not there:
+        raise UsageError("--lora-rank: the model has no linear layers, so nothing for an adapter; leave it out")
     if wanted == "all-linear":
         return wanted
-    there = {name.rpartition(".")[2] for name, module in trunk.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
     names = [name.strip() for name in wanted.split(",")]
     if unknown := [name for name in names if name not in there]:
         raise UsageError(f"--lora-targets: the model has no linear layer {unknown[0]!r}; it has {', '.join(sorted(there))}")
     return names
+
+
+def _linear_layers(trunk: torch.nn.Module) -> set[str]:
+    """Last parts of their names."""
+    linear = torch.nn.Linear | Conv1D
+    return {name.rpartition(".")[2] for name, module in trunk.named_modules() if isinstance(module, linear)}
+
+
+def _read_past_their_layer(trunk: PreTrainedModel) -> set[str]:
+    """Last parts of the names of linear layers whose weight is read without the layer being called, as state-space models do.
+
+    An adapter there would have no effect in training, and one when it is merged. Layers that are not called for these two tokens, and have
+    no gradient either, are those of other experts.
+    """
+    linear = torch.nn.Linear | Conv1D
+    layers: dict[str, Any] = {name: module for name, module in trunk.named_modules() if isinstance(module, linear)}
+    tokens, called = torch.tensor([[0, 1]], device=trunk.device), set()
+    hooks = [layer.register_forward_pre_hook(lambda layer, _: called.add(layer)) for layer in layers.values()]
+    try:
+        with torch.no_grad():
+            trunk(tokens, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    silent = {name: layer.weight for name, layer in layers.items() if layer not in called}
+    if not silent:
+        return set()
+    learnt = [parameter for parameter in trunk.parameters() if parameter.requires_grad]
+    trunk.requires_grad_(False)
+    for weight in silent.values():
+        weight.requires_grad_(True)
+    try:
+        total = trunk(tokens, use_cache=False).last_hidden_state.float().sum()
+        gradients = torch.autograd.grad(total, list(silent.values()), allow_unused=True) if total.requires_grad else ()
+    finally:
+        trunk.requires_grad_(False)
+        for parameter in learnt:
+            parameter.requires_grad_(True)
+    return {name.rpartition(".")[2] for name, gradient in zip(silent, gradients, strict=False) if gradient is not None}
+
+
+def _is_refused(settings: LoraConfig, model: PreTrainedModel, name: str) -> bool:
+    """Whether PEFT refuses layers of that name in such a model; asked before, since its refusal leaves a model half adapted."""
+    from peft import LoraModel
+
+    try:
+        LoraModel._check_target_module_compatiblity(None, settings, model, name)
+    except AttributeError:  # another version of PEFT, which then refuses in a sentence
+        return False
+    except ValueError:
+        return True
+    return False

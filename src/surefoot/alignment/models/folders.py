@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
+from surefoot.alignment.learning.memory import is_lack_of_memory
 from surefoot.alignment.models.configuration import ModelConfiguration
-from surefoot.alignment.models.strangers import check_model_files, check_settings, check_size
+from surefoot.alignment.models.strangers import ADAPTER_FILE, check_model_files, check_settings, check_size
 from surefoot.errors import UsageError, what_it_says
 from surefoot.runs.directory import read_json
 
-ADAPTER_FILE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+CLASSIFIER = "AutoModelForSequenceClassification"
 FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
 """What is fetched from the hub, from a repository's top level only."""
 
@@ -96,6 +98,11 @@ def is_language_model(config: PretrainedConfig) -> bool:
     return any(name == named or name.endswith(("ForCausalLM", "LMHeadModel")) for name in saved_by)
 
 
+def has_classifier(config: PretrainedConfig) -> bool:
+    """Whether there is a sequence-classification model of the kind, in transformers or in code that comes with the model."""
+    return type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or CLASSIFIER in (getattr(config, "auto_map", None) or {})
+
+
 def is_reward_model(config: PretrainedConfig) -> bool:
     """Whether the weights are those of a sequence-classification model."""
     return any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
@@ -110,7 +117,7 @@ def sentences(model: str, what: str = "be loaded") -> Iterator[None]:
         what: it cannot do, or have done with it.
 
     Raises:
-        UsageError: whatever is raised within; a :class:`UsageError` as it is.
+        UsageError: whatever is raised within; a :class:`UsageError` as it is, and so is what says that the memory does not suffice.
     """
     try:
         with quiet():
@@ -118,6 +125,8 @@ def sentences(model: str, what: str = "be loaded") -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:  # whatever a damaged file makes its reader raise
+        if is_lack_of_memory(error):
+            raise
         if "trust_remote_code" in str(error):
             raise UsageError(
                 f"--model {model} is computed by code that comes with it; read that code, and allow it with --trust-remote-code"
@@ -139,3 +148,9 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def some(names: Iterable[str]) -> str:
+    """The first names of many."""
+    names = sorted(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

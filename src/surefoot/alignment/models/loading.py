@@ -20,8 +20,8 @@ from transformers import (
 
 from surefoot.alignment.models.configuration import ModelConfiguration
 from surefoot.alignment.models.folders import (
-    ADAPTER_FILE,
     ADAPTER_WEIGHTS,
+    has_classifier,
     is_adapter,
     is_language_model,
     is_reward_model,
@@ -29,15 +29,17 @@ from surefoot.alignment.models.folders import (
     quiet,
     read_configuration,
     sentences,
+    some,
 )
+from surefoot.alignment.models.merging import base_of, merged_into, settle_tying
 from surefoot.alignment.models.padding import give_own_pad_token
 from surefoot.alignment.models.precision import device_of, weights_dtype
-from surefoot.alignment.models.strangers import check_adapter
+from surefoot.alignment.models.strangers import check_adapter, holds_vocabulary
 from surefoot.errors import Caution, UsageError
 
 LOG = logging.getLogger(__name__)
-HEAD = "score"
-"""What transformers calls the reward head of a decoder."""
+HEADS = ("score", "classifier")
+"""What transformers calls the reward head of a decoder; the second is CTRL's."""
 
 
 def load_policy(
@@ -99,17 +101,25 @@ def load_reward_model(
                 f"--model {name} is a language model, {_saved_by(config)}, without a reward head;"
                 " give a reward model, as `surefoot align reward` makes it"
             )
-        config.num_labels, allowed = 1, {f"{HEAD}.weight"}
+        if not has_classifier(config):
+            raise UsageError(
+                f"--model {name}: transformers has no sequence-classification model for {config.model_type}, so no reward model and no"
+                " critic of its own; take --critic shared or --weight group"
+            )
+        config.num_labels = 1
     elif is_reward_model(config):
-        new_head, allowed = False, set()
+        new_head = False
         if config.num_labels != 1:
             raise UsageError(f"--model {name} has {config.num_labels} labels; a reward model has one")
     else:
         raise UsageError(f"--model {name} is neither a language model nor a reward model: {_saved_by(config)}")
-    model, unread = _load(AutoModelForSequenceClassification, folder, config, configuration, notices.append, allowed)
-    head = getattr(model, HEAD, None)
+    model, report = _load(AutoModelForSequenceClassification, folder, config, configuration, notices.append)
+    head_name = _head_name(model)
+    head: Any = getattr(model, head_name, None)
     if not isinstance(head, torch.nn.Linear) or head.bias is not None:
         raise UsageError(f"--model {name}: the head of {type(model).__name__} is not one linear layer without bias")
+    _check_weights(report, name, {f"{head_name}.weight"} if new_head else set())
+    unread = sorted(report["unexpected_keys"])
     if new_head:
         unread = [key for key in unread if key.startswith(f"{model.base_model_prefix}.")]  # not the language model's own head
         generator = torch.Generator().manual_seed(seed)
@@ -135,7 +145,7 @@ def hidden_states_and_head(model: Any) -> tuple[PreTrainedModel, torch.nn.Linear
     inner = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
     head = inner.get_output_embeddings()
     if head is None:
-        head = getattr(inner, HEAD)
+        head = getattr(inner, _head_name(inner))
         if hasattr(head, "modules_to_save"):  # PEFT's wrapper; the head that is trained is inside
             head = head.modules_to_save[head.active_adapters[0]]
     return inner.base_model, head
@@ -152,43 +162,31 @@ def _language_model(configuration: ModelConfiguration, notify: Callable[[str], N
             f"--model {configuration.model} is {kind}: it was saved by {_saved_by(config)};"
             " give a model of a class whose name ends in ForCausalLM"
         )
-    model, unread = _load(AutoModelForCausalLM, folder, config, configuration, notify, set())
-    _tell_unread(unread, configuration.model, notify)
+    model, report = _load(AutoModelForCausalLM, folder, config, configuration, notify)
+    _check_weights(report, configuration.model, set())
+    _tell_unread(sorted(report["unexpected_keys"]), configuration.model, notify)
     _check_causal(model, configuration.model)
+    settle_tying(model)
     return model
 
 
 def _with_adapter(folder: Path, configuration: ModelConfiguration, notify: Callable[[str], None]) -> PreTrainedModel:
     """The adapter's base model with the adapter merged into it."""
-    from peft import PeftConfig, PeftModel
-    from peft.utils import get_peft_model_state_dict
-    from safetensors import safe_open
-
     name = configuration.model
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise UsageError(f"--model {name} is an adapter without {ADAPTER_WEIGHTS}; save it with a current version of PEFT")
     check_adapter(folder, name, ADAPTER_WEIGHTS)
-    with sentences(name):
-        settings = PeftConfig.from_pretrained(str(folder))
-    base_name = settings.base_model_name_or_path
-    if not base_name:
-        raise UsageError(f"--model {name} is an adapter that does not name its base model; merge it first")
-    if (Path(base_name).expanduser() / ADAPTER_FILE).is_file():
+    settings, base_name = base_of(folder, name)
+    if is_adapter(Path(base_name).expanduser()):
         raise UsageError(f"--model {name} is an adapter to another adapter, {base_name}; merge that one first")
     try:
         base = _language_model(replace(configuration, model=base_name), notify)
     except UsageError as error:
         raise UsageError(f"--model {name} is an adapter to a base model, and {error}") from error
-    with sentences(name):
-        adapted = PeftModel.from_pretrained(base, str(folder), config=settings)
-        wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
-            stray = wanted.symmetric_difference(file.keys())
-        if stray:
-            raise ValueError(f"it does not fit its base model {base_name}, as {_some(stray)} shows")
-        merged: PreTrainedModel = adapted.merge_and_unload()
-    notify(f"{name} is an adapter: it is merged into its base model, {base_name}")
-    return merged.requires_grad_(True)
+    merged = merged_into(base, folder, settings, name, notify)
+    tokenizer = "" if holds_vocabulary(folder) else "; it holds no tokenizer, so that the base model's is taken"
+    notify(f"{name} is an adapter: it is merged into its base model, {base_name}{tokenizer}")
+    return merged
 
 
 def _load(
@@ -197,9 +195,8 @@ def _load(
     config: PretrainedConfig,
     configuration: ModelConfiguration,
     notify: Callable[[str], None],
-    may_be_missing: set[str],
-) -> tuple[PreTrainedModel, list[str]]:
-    """The model in evaluation mode on the CPU, and the names in the file that it has no place for."""
+) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+    """The model in evaluation mode on the CPU, and which weights did not fit it."""
     name = configuration.model
     _settle_dropout(config, configuration, notify)
     with sentences(name):
@@ -213,9 +210,12 @@ def _load(
             ignore_mismatched_sizes=True,  # so that they are reported, and refused below in a sentence
             output_loading_info=True,
         )
-    _check_weights(report, name, may_be_missing)
     model.config.name_or_path = model.name_or_path = name
-    return model, sorted(report["unexpected_keys"])
+    return model, report
+
+
+def _head_name(model: PreTrainedModel) -> str:
+    return next((name for name in HEADS if hasattr(model, name)), HEADS[0])
 
 
 def _check_weights(report: Mapping[str, Any], name: str, may_be_missing: set[str]) -> None:
@@ -226,7 +226,7 @@ def _check_weights(report: Mapping[str, Any], name: str, may_be_missing: set[str
             " the two belong to different models"
         )
     if missing := set(report["missing_keys"]) - may_be_missing:
-        raise UsageError(f"--model {name} lacks weights: {_some(missing)}; give a folder with all of them")
+        raise UsageError(f"--model {name} lacks weights: {some(missing)}; give a folder with all of them")
 
 
 def _settle_dropout(config: PretrainedConfig, configuration: ModelConfiguration, notify: Callable[[str], None]) -> None:
@@ -269,7 +269,7 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 def _check_causal(model: PreTrainedModel, name: str) -> None:
     """Predictions after a token must not depend on the next one: an encoder can be saved under a language model's name."""
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), sentences(name, "compute two tokens"):
         first, second = model(torch.tensor([[0, 1], [0, 2]])).logits[:, 0].float()
     if not torch.isfinite(first).all():
         raise UsageError(f"--model {name} computes numbers that are not finite; its weights are damaged")
@@ -295,14 +295,8 @@ def _ready(model: PreTrainedModel, configuration: ModelConfiguration) -> PreTrai
 
 def _tell_unread(keys: list[str], name: str, notify: Callable[[str], None]) -> None:
     if keys:
-        notify(Caution(f"{name} holds weights that the model has no place for, and that are left out: {_some(keys)}"))
+        notify(Caution(f"{name} holds weights that the model has no place for, and that are left out: {some(keys)}"))
 
 
 def _saved_by(config: PretrainedConfig) -> str:
     return ", ".join(config.architectures or [type(config).__name__])
-
-
-def _some(names: Any) -> str:
-    """The first names of many."""
-    names = sorted(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

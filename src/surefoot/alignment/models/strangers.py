@@ -16,6 +16,7 @@ from surefoot.runs.directory import LARGEST_JSON, read_json
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+ADAPTER_FILE = "adapter_config.json"
 LARGEST_VOCABULARY = 1 << 29
 """Bytes of a tokenizer's file; the largest that are known have a tenth of that."""
 VOCABULARIES = ("tokenizer.json", "tekken.json", "vocab.json")
@@ -41,6 +42,14 @@ def check_settings(folder: Path, name: str) -> None:
             raise UsageError(f"--model {name}: {file.name} has {file.stat().st_size:,} bytes, and may have {largest:,}")
     if (folder / "config.json").is_file():
         _check_configuration(read_json(folder / "config.json"), name)
+
+
+def holds_vocabulary(folder: Path) -> bool:
+    """Whether a folder may hold a tokenizer; where there is none, transformers makes an empty one after the model's type."""
+    return any(
+        path.name in ("tokenizer.json", "tekken.json") or "vocab" in path.name or path.suffix in (".model", ".tiktoken")
+        for path in folder.iterdir()
+    )
 
 
 def check_model_files(folder: Path, name: str) -> None:
@@ -107,7 +116,7 @@ def check_adapter(folder: Path, name: str, weights: str) -> None:
     from safetensors import SafetensorError, safe_open
 
     check_settings(folder, name)
-    settings = read_json(folder / "adapter_config.json")
+    settings = read_json(folder / ADAPTER_FILE)
     kind = settings.get("peft_type")
     if kind not in MERGED:
         raise UsageError(

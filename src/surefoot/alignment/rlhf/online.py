@@ -93,7 +93,7 @@ class Online:
         if keep is not None:
             keep.keep(model)
         if configuration.adapter.lora_rank:
-            model = add_adapter(model, configuration.adapter, seed=configuration.training.seed)
+            model = add_adapter(model, configuration.adapter, seed=configuration.training.seed, notify=tell)
         likelihood = Likelihood(model, share_prompts=share, autocast=autocast)
         groups = longest_groups([prompt.ids for prompt in data.prompts], longest_answer=settings.longest_answer)
         _check_length(likelihood, data.prompts, settings, tell)

@@ -68,7 +68,7 @@ def open_critic(
     for sentence in notices if from_reward else ():
         tell(sentence)
     if configuration.adapter.lora_rank:
-        model = add_adapter(model, configuration.adapter, seed=configuration.training.seed)
+        model = add_adapter(model, configuration.adapter, seed=configuration.training.seed, notify=tell)
     likelihood = Likelihood(
         model, share_prompts=configuration.training.share_prompts, autocast=autocast_dtype(configuration.model)
     )

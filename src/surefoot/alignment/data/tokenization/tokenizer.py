@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surefoot.alignment.data.reading.hub import hub_or_cache
-from surefoot.alignment.models.strangers import check_settings
+from surefoot.alignment.models.strangers import ADAPTER_FILE, check_settings, holds_vocabulary
 from surefoot.errors import UsageError
+from surefoot.runs.directory import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
-    """The tokenizer of a model's folder, or of a name on the Hugging Face hub.
+    """The tokenizer of a model's folder, or of a name on the Hugging Face hub; where an adapter's folder holds none, its base model's.
 
     Args:
         model: the folder or the name.
@@ -32,9 +33,11 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
     from surefoot.alignment.models.folders import quiet  # which needs transformers, too
 
     folder = Path(model).is_dir()
+    if folder and (base := _base_of_adapter(Path(model))) is not None:
+        return load_tokenizer(base, trust_remote_code=trust_remote_code)
     if not folder and model.startswith(("/", ".")):
         raise UsageError(f"{model} does not exist; give a model's folder, or a name on the Hugging Face hub")
-    if folder and not trust_remote_code and not any(_holds_vocabulary(path) for path in Path(model).iterdir()):
+    if folder and not trust_remote_code and not holds_vocabulary(Path(model)):
         raise UsageError(f"{model} holds no tokenizer; a model's folder has one in tokenizer.json")
     if folder:
         check_settings(Path(model), model)
@@ -65,9 +68,12 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
     return tokenizer
 
 
-def _holds_vocabulary(path: Path) -> bool:
-    """Whether it may be a vocabulary; where there is none, transformers makes an empty tokenizer after the model's type."""
-    return path.name in ("tokenizer.json", "tekken.json") or "vocab" in path.name or path.suffix in (".model", ".tiktoken")
+def _base_of_adapter(folder: Path) -> str | None:
+    """The model that a folder's adapter belongs to, where its tokenizer is to be taken: PEFT writes none beside an adapter."""
+    if not (folder / ADAPTER_FILE).is_file() or holds_vocabulary(folder):
+        return None
+    base = read_json(folder / ADAPTER_FILE).get("base_model_name_or_path")
+    return base if isinstance(base, str) and base and Path(base).resolve() != folder.resolve() else None
 
 
 def _sentence(error: Exception) -> str:
