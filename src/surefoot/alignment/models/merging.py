@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from surefoot.alignment.models.folders import ADAPTER_WEIGHTS, sentences, some
-from surefoot.errors import UsageError
+from surefoot.errors import Caution, UsageError
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -86,7 +86,8 @@ def merged_into(
         if difference > TOLERANCES.get(merged.dtype, LOW_PRECISION_TOLERANCE):
             raise ValueError(f"merged into its base model it computes logits that differ by {difference:.1e} of the largest")
     if changed := replaced - kept.keys():
-        notify(f"{name} brings weights of the whole model along, which replace those of {base_name}: {some(changed)}")
+        sentence = f"{name} brings weights of the whole model along, which replace those of {base_name}: {some(changed)}"
+        notify(Caution(sentence))
     return merged.requires_grad_(True)
 
 
