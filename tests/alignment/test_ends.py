@@ -11,9 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from surefoot.cli import main
 from tests.alignment.data.helpers import assistant, user, write_lines
-from tests.alignment.data.tokenization.test_ends import ids_of, two_ends
 from tests.alignment.models.tiny import language_model
-from tests.alignment.tokenizers import qwen_like, word_level
+from tests.alignment.tokenizers import gemma_like, qwen_like, word_level
 
 torch.set_num_threads(1)
 
@@ -24,6 +23,10 @@ METHODS = {
     "dpo": {"prompt": [user("?")], "chosen": [assistant(CHOSEN)], "rejected": [assistant(REJECTED)]},
     "ppo": {"prompt": [user("?")]},
 }
+
+
+def ids_of(tokenizer, *names):
+    return tuple(tokenizer.convert_tokens_to_ids(list(names)))
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +120,7 @@ def test_a_saved_model_stops_in_plain_transformers_where_it_stops_here(tmp_path,
 
 
 def test_a_reward_models_settings_name_what_it_was_trained_on_as_the_end(tmp_path):
-    tokenizer = two_ends()
+    tokenizer = gemma_like()
     text, turn = ids_of(tokenizer, "<|endoftext|>", "<|im_end|>")
     model = trained("reward", save(tmp_path / "base", tokenizer, turn), tmp_path / "reward")
     assert AutoConfig.from_pretrained(model).eos_token_id == [text, turn]

@@ -67,6 +67,13 @@ def qwen_like() -> PreTrainedTokenizerFast:
     )
 
 
+def gemma_like() -> PreTrainedTokenizerFast:
+    """Two ends, as Gemma's and Llama 3's: a turn ends with <|im_end|> and a line's end, a text with <|endoftext|>, which is EOS."""
+    tokenizer = qwen_like()
+    tokenizer.eos_token = "<|endoftext|>"
+    return tokenizer
+
+
 @cache
 def _pieces() -> str:
     backend = Tokenizer(BPE(byte_fallback=True, unk_token="<unk>"))

@@ -17,7 +17,7 @@ from surefoot.alignment.models.loading import load_reward_model
 from surefoot.alignment.models.saving import save_model
 from tests.alignment.data.helpers import assistant, load, user
 from tests.alignment.models.tiny import language_model, save_language_model
-from tests.alignment.tokenizers import llama_like, qwen_like
+from tests.alignment.tokenizers import gemma_like, llama_like, qwen_like
 
 
 def card(method="dpo", base_model="organisation/model-1.5B", **changes):
@@ -132,13 +132,7 @@ def test_the_example_generates_with_plain_transformers(tmp_path, monkeypatch, ca
     assert capsys.readouterr().out.strip()
 
 
-def of_gemmas_kind():
-    tokenizer = qwen_like()
-    tokenizer.eos_token = "<|endoftext|>"
-    return tokenizer
-
-
-@pytest.mark.parametrize("maker", [llama_like, qwen_like, of_gemmas_kind])
+@pytest.mark.parametrize("maker", [llama_like, qwen_like, gemma_like])
 @pytest.mark.parametrize("chat", [False, True])
 def test_the_example_reads_the_score_that_was_trained(tmp_path, monkeypatch, capsys, maker, chat):
     tokenizer = maker()

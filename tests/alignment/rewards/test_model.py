@@ -20,7 +20,7 @@ from surefoot.errors import RunError, UsageError
 from tests.alignment.data.helpers import assistant, user, write_lines
 from tests.alignment.models.tiny import language_model, reward_model
 from tests.alignment.rewards.helpers import answers_of, prompts_of
-from tests.alignment.tokenizers import CHATML, gpt2_like, llama_like, qwen_like, word_level
+from tests.alignment.tokenizers import CHATML, gemma_like, gpt2_like, llama_like, qwen_like, word_level
 
 MAKERS = {"word-level": word_level, "gpt2": gpt2_like, "llama": llama_like, "qwen": qwen_like}
 
@@ -211,12 +211,10 @@ def test_another_chat_template_is_obeyed_with_the_same_tokens(tmp_path):
 TAILS = {"gemma": "<|im_end|>\n", "llama 3": "<|im_end|>"}
 
 
-def two_ends(tail, cut=CHATML):
-    """EOS ends a text, another token a turn: published models have both, and sampling ends at either."""
-    tokenizer = qwen_like()
-    tokenizer.eos_token = "<|endoftext|>"
+def two_ends(tail, template=CHATML):
+    tokenizer = gemma_like()
     tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
-    tokenizer.chat_template = cut.replace("<|im_end|>\n", tail)
+    tokenizer.chat_template = template.replace("<|im_end|>\n", tail)
     return tokenizer
 
 

@@ -100,8 +100,8 @@ class Online:
         if notice := likelihood.check(groups):
             tell(notice)
         critic = open_critic(configuration, tokenizer, likelihood, reward, groups, tell) if settings.weight == "gae" else None
-        if sentence := about_no_tokens(never := no_tokens(model, tokenizer)):
-            tell(sentence)
+        if about := about_no_tokens(never := no_tokens(model, tokenizer)):
+            tell(about)
         fingerprint = reference_fingerprint(model)
         return Online(configuration, tokenizer, data, likelihood, reward, critic, ends, never, fingerprint, tell)
 

@@ -7,14 +7,7 @@ import pytest
 
 from surefoot.alignment.data.tokenization.ends import AnswerEnds
 from tests.alignment.data.helpers import assistant, load, user
-from tests.alignment.tokenizers import gpt2_like, llama_like, qwen_like, word_level
-
-
-def two_ends():
-    """A turn ends with <|im_end|> and a line's end, a text with <|endoftext|>, as in Gemma's files and the first Llama 3's."""
-    tokenizer = qwen_like()
-    tokenizer.eos_token = "<|endoftext|>"
-    return tokenizer
+from tests.alignment.tokenizers import gemma_like, gpt2_like, llama_like, qwen_like, word_level
 
 
 def without_template():
@@ -23,7 +16,7 @@ def without_template():
     return tokenizer
 
 
-TOKENIZERS = {"qwen": qwen_like, "two ends": two_ends, "llama": llama_like, "gpt2": gpt2_like, "no template": without_template}
+TOKENIZERS = {"qwen": qwen_like, "gemma": gemma_like, "llama": llama_like, "gpt2": gpt2_like, "no template": without_template}
 
 
 def ids_of(tokenizer, *names):
@@ -47,7 +40,7 @@ def test_what_stands_behind_an_answer_in_training_is_what_the_data_loading_puts_
 
 
 def test_an_answer_is_ended_as_in_training_whatever_ended_it():
-    tokenizer = two_ends()
+    tokenizer = gemma_like()
     turn, line, text = ids_of(tokenizer, "<|im_end|>", "Ċ", "<|endoftext|>")
     ends = AnswerEnds.of(tokenizer, [text, turn])
     assert (ends.turn, ends.sampling) == ((turn, line, text), (text, turn))
@@ -63,7 +56,7 @@ def test_an_answer_is_ended_as_in_training_whatever_ended_it():
 
 
 def test_sampling_ends_at_eos_at_what_the_settings_name_and_at_the_templates_end_of_a_turn():
-    tokenizer = two_ends()
+    tokenizer = gemma_like()
     turn, text = ids_of(tokenizer, "<|im_end|>", "<|endoftext|>")
     assert AnswerEnds.of(tokenizer).sampling == (text, turn)
     assert AnswerEnds.of(tokenizer, [turn]).sampling == (text, turn)
