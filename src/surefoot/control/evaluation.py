@@ -15,6 +15,7 @@ from surefoot.control.environments.functional import FunctionalEnvironment, Func
 from surefoot.control.environments.host import HostEnvironments
 from surefoot.control.environments.making import Environment, environment_name, names_callable
 from surefoot.control.environments.pool import Pool
+from surefoot.control.environments.seeding import shared_generators_restored
 from surefoot.control.environments.select import select_environments
 from surefoot.control.episodes import LONGEST_EPISODE
 from surefoot.control.playing import EVALUATION_SEED, Request, Step, play
@@ -22,6 +23,7 @@ from surefoot.control.policies.policy import Policy, load_policy
 from surefoot.errors import UsageError
 
 
+@shared_generators_restored()
 def evaluate(
     run: str | Path,
     *,

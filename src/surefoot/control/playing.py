@@ -101,7 +101,7 @@ def play(act: Act, environments: HostEnvironments, request: Request) -> Iterator
         progress: Progress | None = None
         for step in _steps(act, environments, request):
             yield step
-            finished, taken = finished + np.count_nonzero(step.ended), taken + np.count_nonzero(step.counts)
+            finished, taken = finished + int(np.count_nonzero(step.ended)), taken + int(np.count_nonzero(step.counts))
             spent = time.monotonic() - began
             if progress is None and spent >= SILENT and not request.quiet:
                 shown = Progress(f"evaluating {environments.name}", request.episodes, done=finished, unit="episodes")

@@ -14,6 +14,7 @@ from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.durability.resuming import backend_of, check_source, find_start, finished_before, read_configuration
 from surefoot.control.environments.functional import FunctionalEnvironment
 from surefoot.control.environments.making import Environment, environment_name
+from surefoot.control.environments.seeding import shared_generators_restored
 from surefoot.control.environments.select import Selection
 from surefoot.control.loop import train_seeds
 from surefoot.control.sources import Source, close_source, open_source
@@ -25,6 +26,7 @@ from surefoot.runs.statistics import summarize_seeds
 from surefoot.runs.stopping import StopRequest
 
 
+@shared_generators_restored()
 def train(
     configuration: TrainConfiguration,
     *,
@@ -70,6 +72,7 @@ def train(
         close_source(source)  # where the run did not come so far that it was done
 
 
+@shared_generators_restored()
 def resume(
     run: str | Path,
     *,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
 import sys
 import time
@@ -196,3 +197,32 @@ def no_observation():
     environment = Echo()
     environment.observation_space = gymnasium.spaces.Dict({"a": Echo.observation_space})
     return environment
+
+
+class Draws(gymnasium.Env):
+    """Draws from everything that there is to draw from, as environments of users do: while it is made, reset and stepped."""
+
+    def __init__(self):
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float64)
+        self.action_space = gymnasium.spaces.Discrete(1000)
+        self.own = [np.random.normal(), random.random()]
+
+    def observe(self):
+        drawn = [np.random.normal(), random.random(), self.action_space.sample() / 1000, self.observation_space.sample()[0]]
+        return np.array(drawn) + self.own[0] + self.own[1]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observe(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.observe(), random.random() + np.random.normal(), self.steps == 20, bool(np.random.random() < 0.1), {}
+
+
+class Gambles(Draws):
+    def step(self, action):
+        if np.random.random() < 0.05:
+            raise ValueError("lost everything")
+        return super().step(action)

@@ -39,7 +39,8 @@ class RunConfiguration(Settings):
     else Gymnasium's vectorised version where there is one (gymnasium), else one Python environment after the other
     (gymnasium-sync)."""
     seed: int = 0
-    """Seed of everything that is random in the run: environments, initial weights, actions, shuffling."""
+    """Seed of everything that is random in the run: environments, and what they draw from random and numpy.random, initial
+    weights, actions, shuffling."""
     seeds: int = 1
     """How many seeds to train, from --seed upwards: in one compiled program with the jax backend, in turn
     elsewhere."""

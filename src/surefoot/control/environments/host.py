@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from surefoot.control.environments.closing import close_vector
 from surefoot.control.environments.outputs import WrongOutput, checked_reset, checked_rows, checked_step
+from surefoot.control.environments.seeding import seed_environment, seed_vector
 from surefoot.control.environments.workers.vector import Restarts, WorkerEnvironments
 from surefoot.control.policies.spaces import Spaces, describe_spaces
 from surefoot.errors import Caution, EnvironmentFault, UsageError
@@ -41,8 +42,10 @@ class NameFaults(Wrapper):
             ) from error
 
     def reset(self, **options: Any) -> Any:
-        """Reset, naming what goes wrong."""
+        """Reset, naming what goes wrong; with a seed, everything else that it may draw from is seeded too."""
         try:
+            if (seed := options.get("seed")) is not None:
+                seed_environment(self.env, seed)
             return checked_reset(self.env.reset(**options), self._space)
         except WrongOutput as error:
             raise EnvironmentFault(
@@ -120,6 +123,8 @@ class HostEnvironments:
         self._steps = steps
         try:
             options = {} if self._seeded else {"seed": environment_seed(seed, began)}
+            if options and not isinstance(self._environments, WorkerEnvironments):
+                seed_vector(self._environments, options["seed"])
             self._waiting = True
             observations, _ = self._environments.reset(**options)
             self._waiting = False

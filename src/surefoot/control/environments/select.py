@@ -13,7 +13,7 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from surefoot.control.configuration import Backend
 from surefoot.control.environments.functional import FunctionalEnvironment, check_functional, make_functional
-from surefoot.control.environments.host import HostEnvironments, NameFaults
+from surefoot.control.environments.host import HostEnvironments, NameFaults, environment_seed
 from surefoot.control.environments.making import (
     Environment,
     call_factory,
@@ -25,6 +25,7 @@ from surefoot.control.environments.making import (
     names_callable,
 )
 from surefoot.control.environments.pool import Pool, has_task, is_installed
+from surefoot.control.environments.seeding import seed_shared
 from surefoot.control.environments.workers.vector import WorkerEnvironments, WorkerSettings
 from surefoot.errors import UsageError
 
@@ -67,7 +68,7 @@ def select_environments(
             Gymnasium vector environment (called with num_envs) or a :class:`FunctionalEnvironment`.
         backend: what shall step them.
         num_envs: how many.
-        seed: EnvPool wants its seed when it is made.
+        seed: the run's, or an evaluation's: EnvPool, and environments that draw numbers as they are made, want it here.
         exactly: refuse a vector environment of another number; else take it as it is.
         began: the iteration that the environments begin with, which EnvPool's seed comes from as well.
         workers: the processes that step them; None for this one.
@@ -77,12 +78,15 @@ def select_environments(
     """
     settings: dict[str, Any] = {"backend": backend, "num_envs": num_envs, "seed": seed, "exactly": exactly}
     again = lambda began: select_environments(environment, **settings, began=began, workers=workers)  # noqa: E731
+    own = environment_seed(seed, began)
     if workers is not None:
-        return replace(_in_workers(environment, backend=backend, num_envs=num_envs, settings=workers), again=again)
+        made = _in_workers(environment, backend=backend, num_envs=num_envs, settings=workers, seed=own)
+        return replace(made, again=again)
+    seed_shared(own)
     return replace(_select(environment, **settings, began=began), again=again)
 
 
-def _in_workers(environment: Environment, *, backend: Backend, num_envs: int, settings: WorkerSettings) -> Selection:
+def _in_workers(environment: Environment, *, backend: Backend, num_envs: int, settings: WorkerSettings, seed: int) -> Selection:
     """Gymnasium's environments, one after the other, in processes of their own."""
     name = environment_name(environment)
     if os.name != "posix":
@@ -97,7 +101,7 @@ def _in_workers(environment: Environment, *, backend: Backend, num_envs: int, se
             )
         _specification(environment)
     several = f"{settings.count} worker processes" if settings.count > 1 else "a worker process"
-    environments = WorkerEnvironments(environment, name=name, num_envs=num_envs, settings=settings)
+    environments = WorkerEnvironments(environment, name=name, num_envs=num_envs, settings=settings, seed=seed)
     notice = f"backend gymnasium-sync, Gymnasium's environments in {several}"
     return Selection(HostEnvironments(environments, name=name), "gymnasium-sync", (notice,))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from surefoot.control.environments.seeding import shared_generators_restored
 from surefoot.control.environments.select import Environment
 from surefoot.control.evaluation import open_environments
 from surefoot.control.onnx_export.comparison import compare
@@ -17,6 +18,7 @@ from surefoot.errors import UsageError
 from surefoot.runs.directory import write_whole
 
 
+@shared_generators_restored()
 def export_policy(policy: Policy, file: Path, *, environment: Environment | None = None) -> dict[str, Any]:
     """Write a policy as an ONNX file, once it has been compared with the policy.
 

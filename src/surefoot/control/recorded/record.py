@@ -16,6 +16,7 @@ from surefoot.control.configuration import Backend
 from surefoot.control.configuration.run import WORKER_TIMEOUT
 from surefoot.control.environments.host import HostEnvironments
 from surefoot.control.environments.making import Environment, names_callable
+from surefoot.control.environments.seeding import shared_generators_restored
 from surefoot.control.episodes import LONGEST_EPISODE
 from surefoot.control.evaluation import open_environments
 from surefoot.control.playing import Request, play
@@ -28,6 +29,7 @@ EPISODES_PER_WRITE = 100
 VERSIONED = re.compile(r"[-_\w]+-v\d+")
 
 
+@shared_generators_restored()
 def record(
     run: str | Path,
     file: str | Path,

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 
 from surefoot.control.environments.outputs import WrongOutput, checked_reset, checked_step
+from surefoot.control.environments.seeding import seed_environment
 
 LONGEST = 500
 """Characters of an exception's message that are passed on."""
@@ -34,11 +35,13 @@ def describe_exception(error: Exception) -> str:
 
 
 def reset_checked(environment: gymnasium.Env, **options: Any) -> np.ndarray:
-    """Reset an environment; returns its observation in its space's dtype.
+    """Reset an environment; returns its observation in its space's dtype. With a seed, all that it may draw from is seeded.
 
     Raises:
         Unusable: it returned something else than an observation of its space's shape, all of it finite, and a dictionary.
     """
+    if (seed := options.get("seed")) is not None:
+        seed_environment(environment, seed)
     returned = environment.reset(**options)
     try:
         observation, _ = checked_reset(returned, environment.observation_space)

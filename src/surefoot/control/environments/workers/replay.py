@@ -16,6 +16,7 @@ import numpy as np
 
 from surefoot.control.environments.closing import close_guarded
 from surefoot.control.environments.making import Environment, make_single
+from surefoot.control.environments.seeding import seed_shared, shared_generators_restored
 from surefoot.control.environments.workers.outcomes import Unusable, describe_exception, reset_checked, step_checked
 from surefoot.errors import RunError, UsageError, require
 from surefoot.runs.directory import read_json
@@ -35,6 +36,7 @@ class Replayed(NamedTuple):
     """What it did."""
 
 
+@shared_generators_restored()
 def replay(path: str | Path, environment: Environment | None = None, *, say: Callable[[str], None] = print) -> Replayed:
     """Give an environment what the one that failed was given, from its seed to its last action.
 
@@ -64,6 +66,7 @@ def replay(path: str | Path, environment: Environment | None = None, *, say: Cal
         environment is not None or record["found_by_name"],
         f"{name} was given as a callable; replay it from Python: replay({str(path)!r}, environment={name})",
     )
+    seed_shared(record["seed"])
     made = make_single(name if environment is None else environment, name=name)
     actions, ends = record["actions"], record["episodes_ended_after"]
     steps = iter([("reset", record["seed"]), *_steps(actions, ends, np.dtype(made.action_space.dtype))])

@@ -16,6 +16,7 @@ import gymnasium
 
 from surefoot.control.environments.closing import close_guarded
 from surefoot.control.environments.making import make_single
+from surefoot.control.environments.seeding import seed_shared
 from surefoot.control.environments.workers.outcomes import Unusable, describe_exception, one_line, reset_checked, step_checked
 from surefoot.control.environments.workers.progress import NONE, Progress
 from surefoot.errors import UsageError
@@ -26,7 +27,7 @@ def serve(descriptor: int, shown: int) -> None:
 
     First comes the environment and its name; then lists of (number, command, argument), each answered by a list in its order:
 
-    - ``make``: (``made``, observation space, action space);
+    - ``make`` with a seed: (``made``, observation space, action space);
     - ``begin`` with a seed: as ``make`` and ``reset``, the answer of the latter;
     - ``reset`` with a seed, or None to draw on: (``reset``, observation);
     - ``step`` with an action: (``step``, observation, reward, terminated, truncated);
@@ -76,6 +77,7 @@ class _Served:
 
     def _do(self, number: int, command: str, argument: Any) -> tuple[Any, ...]:
         if command in ("make", "begin"):
+            seed_shared(argument)
             made = self._make(number)
             if command == "make":
                 return ("made", made.observation_space, made.action_space)

@@ -66,6 +66,7 @@ class WorkerEnvironments(VectorEnv):
         name: what messages call it.
         num_envs: N.
         settings: how they are spread.
+        seed: of what they draw while they are made, environment i with ``seed + i``; resets have their own.
 
     Raises:
         UsageError: the environment cannot be made, or cannot be sent.
@@ -74,7 +75,7 @@ class WorkerEnvironments(VectorEnv):
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
 
-    def __init__(self, environment: Environment, *, name: str, num_envs: int, settings: WorkerSettings) -> None:
+    def __init__(self, environment: Environment, *, name: str, num_envs: int, settings: WorkerSettings, seed: int = 0) -> None:
         self.name, self.num_envs, self._settings = name, num_envs, settings
         self._found_by_name = isinstance(environment, str)
         try:
@@ -93,15 +94,15 @@ class WorkerEnvironments(VectorEnv):
         self._recordings: list[Recording] = []
         self._resetting = np.zeros(num_envs, bool)
         try:
-            self._make()
+            self._make(seed)
         except BaseException:
             self._close()
             raise
 
-    def _make(self) -> None:
+    def _make(self, seed: int) -> None:
         for worker in self._workers:  # all at once, so that they load their libraries at the same time
             worker.start()
-        answers, faults, _ = self._exchange(dict.fromkeys(range(self.num_envs), ("make", None)))
+        answers, faults, _ = self._exchange({i: ("make", seed + i) for i in range(self.num_envs)})
         for i, fault in faults.items():
             if fault.unusable:
                 raise UsageError(fault.what)
