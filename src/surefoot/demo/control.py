@@ -29,7 +29,7 @@ def balance_a_pole(out: Path, *, seed: int, quiet: bool, started: float, say: Ca
     say("\n   mean return of finished episodes against steps")
     for line in learning_curve(Path(result["run"])):
         say(line)
-    evaluation = evaluate(result["run"])
+    evaluation = evaluate(result["run"], quiet=quiet)
     learned = evaluation["mean_return"] >= WANTED
     say(
         f"\n   the final policy in Gymnasium's own {ENV}: {evaluation['mean_return']:.1f} ± {evaluation['std_return']:.1f} over"
