@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,16 @@ def named_ends(model: str) -> tuple[int, ...]:
         model: a folder, or a name on the Hugging Face hub; of an adapter, its base model's settings count. What is no id there is
             passed over, since loading the model refuses it.
     """
-    adapter = _settings(model, ADAPTER_FILE)
-    base = adapter.get("base_model_name_or_path") if adapter is not None else None
-    model = base if isinstance(base, str) else model
-    settings = _settings(model, "generation_config.json")
-    if settings is None:
-        settings = _settings(model, "config.json") or {}
-        inner = settings.get("text_config")
-        if settings.get("eos_token_id") is None and isinstance(inner, dict):
-            settings = inner
+    with nullcontext() if Path(model).expanduser().is_dir() else hub_or_cache():
+        adapter = _settings(model, ADAPTER_FILE)
+        base = adapter.get("base_model_name_or_path") if adapter is not None else None
+        model = base if isinstance(base, str) else model
+        settings = _settings(model, "generation_config.json")
+        if settings is None:
+            settings = _settings(model, "config.json") or {}
+            inner = settings.get("text_config")
+            if settings.get("eos_token_id") is None and isinstance(inner, dict):
+                settings = inner
     return tuple(token for token in _listed(settings.get("eos_token_id")) if type(token) is int and token >= 0)
 
 
@@ -67,7 +69,7 @@ def _settings(model: str, name: str) -> dict[str, Any] | None:
         file: Any = folder / name if (folder / name).is_file() else None
     else:
         try:
-            with hub_or_cache(), quiet():
+            with quiet():
                 file = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
         except OSError:  # loading the tokenizer or the model has said so, or will
             file = None

@@ -93,7 +93,10 @@ class ModelReward:
             self.notices += (f"{self.name} has another chat template than the policy: conversations are written anew for it",)
         self._read_prompts(prompts)
         own = [self._prompt_ids(prompt) for prompt in prompts]
-        said = self._check_length(max(map(len, own)) + longest_answer + max(0, len(self.ends.turn) - 1))
+        more = max(len(self.ends.trained(conversation=not isinstance(prompt.text, str))) for prompt in prompts)
+        said = self._check_length(
+            max(map(len, own)) + longest_answer + max(0, more - 1)
+        )  # an end of one token is in the answer
         if notice := self.likelihood.check(longest_groups(own, longest_answer=longest_answer)):
             said.append(notice)
         self.notices += tuple(f"{self.name}: {sentence}" for sentence in said)
