@@ -27,7 +27,7 @@ from surefoot.control.environments.pool import Pool
 ENVS, LENGTH = 8, 256
 TASKS = {
     "CartPole-v1": {"minibatch": 256, "options": "--minibatch-size 256 --no-normalize-observations --no-normalize-rewards"},
-    "HalfCheetah-v5": {"minibatch": 64, "options": "--minibatch-size 64"},
+    "HalfCheetah-v5": {"minibatch": 64, "options": "--minibatch-size 64 --no-recompute-advantages"},
 }
 
 

@@ -29,7 +29,8 @@ CARTPOLE += " --clip-range-schedule constant"
 SIMPLE = "--no-normalize-observations --no-normalize-rewards --learning-rate-schedule constant"
 A2C = f"a2c --env CartPole-v1 --num-envs 8 --rollout-length 5 {SIMPLE}"
 TRPO = "trpo --num-envs 8 --rollout-length 256 --minibatch-size 256 --epochs 10"
-CHEETAH = "--env HalfCheetah-v5 --num-envs 8 --rollout-length 256 --minibatch-size 64 --epochs 10"
+# The peers estimate advantages once per rollout.
+CHEETAH = "--env HalfCheetah-v5 --num-envs 8 --rollout-length 256 --minibatch-size 64 --epochs 10 --no-recompute-advantages"
 
 
 def ours(name: str, options: str, steps: int, environment: str = "") -> Side:

@@ -18,7 +18,8 @@ from surefoot.runs.statistics import summarize_seeds
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PPO_TASKS = tuple(
-    f"ppo-{task}" for task in ("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "LunarLander-v3", "HalfCheetah-v5", "Hopper-v5")
+    f"ppo-{task}"
+    for task in ("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "LunarLander-v3", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
 )
 FAMILY_TASKS = (
     "reinforce-CartPole-v1",

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from surefoot.commands.options import parse_configuration
 from surefoot.control.algorithms import ALGORITHMS, configuration_for
 from surefoot.control.configuration import (
     LikelihoodObjective,
@@ -131,3 +132,31 @@ def test_the_default_grid_is_coarser_where_a_beginning_compiles_everything_again
             configuration = configuration_for(algorithm, "Other-v0", total_steps=total)
             covered = configuration.restart_grid * configuration.slots
             assert steps <= covered < steps + configuration.slots * configuration.rollouts_per_report
+
+
+def test_what_follows_the_actions_is_left_open_and_decided_by_them():
+    """log σ starts at −0.7 and advantages are estimated again where ppo's actions are continuous; no default is refused."""
+    ppo = configuration_for("ppo", "Mine-v0")
+    assert ppo.initial_log_std == -0.7
+    assert [ppo.recomputes_advantages(continuous=c) for c in (True, False)] == [True, False]
+    for options, expected in (
+        ({"recompute_advantages": False}, [False, False]),
+        ({"recompute_advantages": True}, [True, True]),
+        ({"epochs": 1}, [False, False]),
+        ({"weight": "reward-to-go"}, [False, False]),
+    ):
+        changed = configuration_for("ppo", "HalfCheetah-v5", **options)
+        assert [changed.recomputes_advantages(continuous=c) for c in (True, False)] == expected
+    for name in ("a2c", "reinforce", "trpo", "actor-critic"):
+        assert configuration_for(name, "Mine-v0").initial_log_std == 0
+    assert configuration_for("ppo", "Mine-v0", initial_log_std=0).initial_log_std == 0
+    pendulum = configuration_for("ppo", "Pendulum-v1")
+    assert (pendulum.initial_log_std, pendulum.recomputes_advantages(continuous=True)) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("written", "value"), [((), None), (("--recompute-advantages",), True), (("--no-recompute-advantages",), False)]
+)
+def test_a_switch_that_may_be_left_open(written, value):
+    configuration, _ = parse_configuration(configuration_for("ppo", "Mine-v0"), list(written), program="surefoot", summary="")
+    assert configuration.objective.recompute_advantages is value

@@ -80,8 +80,8 @@ def network_by_hand(policy, observations):
     """The network's outputs in float64."""
     x = np.asarray(observations, np.float32).astype(np.float64)
     if policy.observation_statistics is not None:
-        mean, variance, _ = policy.observation_statistics
-        x = np.clip((x - mean) / np.sqrt(variance + 1e-8), -policy.observation_clip, policy.observation_clip)
+        mean, variance, _, _ = policy.observation_statistics
+        x = np.clip((x - mean) / np.sqrt(variance), -policy.observation_clip, policy.observation_clip)
     weights = [policy.parameters[n].astype(np.float64) for n in sorted(policy.parameters) if n.endswith("weight")]
     biases = [policy.parameters[n] for n in sorted(policy.parameters) if n.endswith("bias")]
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import gymnasium
 import numpy as np
 import pytest
 
@@ -45,13 +48,13 @@ def test_saved_policy_is_the_trained_one(options, tmp_path):
     observations = np.random.default_rng(0).normal(size=(6, size)).astype(np.float32)
     several = policy(observations, deterministic=True)
     singles = np.stack([policy(o, deterministic=True) for o in observations])
-    np.testing.assert_allclose(several, singles, rtol=1e-6)
+    np.testing.assert_allclose(several, singles, rtol=1e-6, atol=1e-8)
     assert (policy.observation_statistics is None) == ("normalize_observations" in options)
     seen = observations
     if policy.observation_statistics is not None:
-        mean, variance, count = policy.observation_statistics
+        mean, variance, count, remainder = policy.observation_statistics
         assert count > 200
-        seen = np.clip((observations - mean) / np.sqrt(variance + 1e-8), -10, 10)
+        seen = np.clip((observations - mean - remainder) / np.sqrt(variance), -10, 10)
     hidden = np.tanh(seen @ policy.parameters["layer_0/weight"] + policy.parameters["layer_0/bias"])
     outputs = hidden @ policy.parameters["layer_1/weight"] + policy.parameters["layer_1/bias"]
     expected = outputs.argmax(-1) if "env" not in options else np.clip(2 * outputs, -2, 2)
@@ -60,6 +63,40 @@ def test_saved_policy_is_the_trained_one(options, tmp_path):
     np.testing.assert_array_equal(policy(observations, generator=generator()), policy(observations, generator=generator()))
     with pytest.raises(ValueError, match="observations have shape"):
         policy(np.zeros(size + 1))
+
+
+def test_loaded_policies_act_within_a_space_of_float64(tmp_path):
+    """float32's 0.1 is larger than 0.1."""
+    space = gymnasium.spaces.Box(-0.1, 0.1, (1,), np.float64)
+    make = lambda: gymnasium.wrappers.TransformAction(gymnasium.make("Pendulum-v1"), lambda a: np.float32(20 * a), space)  # noqa: E731
+    train(configure(out=str(tmp_path / "run"), total_steps=64, initial_log_std=1.0), environment=make, quiet=True)
+    policy = surefoot.load(tmp_path / "run")
+    generator = np.random.default_rng(0)
+    actions = [policy(np.zeros(3, np.float32), generator=generator) for _ in range(100)]
+    assert all(space.contains(action) for action in actions)
+    assert any(action == 0.1 for action in actions)
+
+
+def test_policies_of_before_normalise_as_they_did(tmp_path):
+    """Their files say nothing of dtypes nor of what float32 leaves out of a mean, and 1e-8 was added to a variance."""
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    run = tmp_path / "run"
+    train(configure(backend="gymnasium", out=str(run), total_steps=64), quiet=True)
+    file = run / "policy" / "policy.safetensors"
+    with safe_open(file, framework="numpy") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        about = json.loads(opened.metadata()["surefoot"])
+    del tensors["observation_statistics/remainder"], about["spaces"]["observation_dtype"]
+    del about["spaces"]["action"]["environment_dtype"]
+    mean, variance = np.float32([0.5, 0, -1, 2]), np.float32([1e-8, 0, 4, 1e-10])
+    tensors |= {"observation_statistics/mean": mean, "observation_statistics/variance": variance}
+    save_file(tensors, file, metadata={"surefoot": json.dumps(about)})
+    observations = np.float32([[0.5001, 1e-5, 3, 2.0002]])
+    expected = np.clip((observations - mean) / np.sqrt(variance + 1e-8), -10, 10)
+    np.testing.assert_allclose(surefoot.load(run).seen(observations), expected, rtol=1e-4)
+    assert evaluate(run, episodes=2)["episodes"] == 2
 
 
 def test_policies_load_without_jax(tmp_path):

@@ -68,6 +68,12 @@ def test_entries_that_do_not_vary_stay_finite(library, shift_mean):
         assert np.isfinite(library.gradient(lambda x: whiten(x, shift_mean=shift_mean), np.full(3, 2.5))).all()
 
 
+@pytest.mark.parametrize("unit", [2.0**-40, 2.0**40])
+def test_what_comes_out_knows_no_unit(library, unit):
+    got, expected = (library.call(whiten, x=X * u, valid=VALID) for u in (unit, 1.0))
+    np.testing.assert_allclose(got, expected, rtol=1e-14)
+
+
 def test_epsilon_is_added_to_the_variance(library):
     x = np.array([1.0, 3.0])
     np.testing.assert_allclose(library.call(whiten, x=x, epsilon=3.0), [-0.5, 0.5], rtol=1e-14)

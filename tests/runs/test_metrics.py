@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from surefoot.errors import RunError, UsageError
 from surefoot.runs.metrics import BEGINNING, MetricsWriter, read_metrics
+from surefoot.runs.statistics import readable
 
 
 def curve(folder) -> list[tuple[int, float]]:
@@ -173,3 +174,9 @@ def test_lines_are_json_whatever_the_numbers(tmp_path):
     with MetricsWriter(tmp_path, tensorboard=False) as writer:
         writer.write(1, {"a": float("inf"), "b": -0.0, "c": 3})
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"a": None, "b": 0.0, "c": 3}
+
+
+def test_numbers_are_readable_whatever_their_size():
+    given = [500.0, -78.84, 0.0, 0.84, 3e-6, -2.5e-7, 1.25e9]
+    assert [readable(x) for x in given] == ["500.0", "-78.8", "0.0", "0.84", "3e-06", "-2.5e-07", "1250000000.0"]
+    assert [readable(x, 2) for x in (500.0, 0.56, 0.012)] == ["500.00", "0.56", "0.012"]

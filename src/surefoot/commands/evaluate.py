@@ -19,6 +19,7 @@ from surefoot.control.episodes import LONGEST_EPISODE
 from surefoot.control.recorded.off_policy_evaluation import Estimator
 from surefoot.errors import UsageError, on_one_line, require, shown
 from surefoot.runs.directory import CONFIGURATION_FILE, read_json
+from surefoot.runs.statistics import readable
 
 IN_ENVIRONMENT = (
     "--episodes", "--deterministic", "--backend", "--record", "--env", "--num-envs", "--env-workers", "--worker-timeout",
@@ -160,7 +161,7 @@ def _in_environment(chosen: Evaluate) -> tuple[dict[str, Any], str]:
         result = record(chosen.run, chosen.record, **settings)
         kept = f"; recorded in {chosen.record}"
     return result, (
-        f"{result['env']}: mean return {result['mean_return']:.2f} ± {result['std_return']:.2f} (std)"
+        f"{result['env']}: mean return {readable(result['mean_return'], 2)} ± {readable(result['std_return'], 2)} (std)"
         f" over {result['episodes']} episodes{_cut(result, chosen.longest_episode)}{kept}"
     )
 

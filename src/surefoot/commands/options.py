@@ -38,7 +38,7 @@ class Output:
 def parse(kind: Any, arguments: list[str], *, program: str, default: Any = None) -> Any:
     """Options to a dataclass; a wrong one becomes a sentence."""
     options: dict[str, Any] = {} if default is None else {"default": default}
-    arguments = _spell_none(arguments, _may_be_none(kind))
+    arguments = _spell_switches(_spell_none(arguments, _may_be_none(kind)), _may_be_left_open(kind))
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -93,6 +93,24 @@ def _spell_none(arguments: list[str], names: frozenset[str]) -> list[str]:
         else:
             spelt.append(argument)
     return spelt
+
+
+def _spell_switches(arguments: list[str], names: frozenset[str]) -> list[str]:
+    """``--switch`` and ``--no-switch`` as the parser spells them, for switches that have a third value."""
+    spelt = []
+    for argument in arguments:
+        if argument in names:
+            spelt.append(f"{argument}=True")
+        elif (name := argument.replace("--no-", "--", 1)) in names:
+            spelt.append(f"{name}=False")
+        else:
+            spelt.append(argument)
+    return spelt
+
+
+def _may_be_left_open(kind: Any) -> frozenset[str]:
+    """Switches that are on, off or None."""
+    return frozenset(name for name, hint in _options(kind) if set(get_args(hint)) == {bool, type(None)})
 
 
 def _may_be_none(kind: Any) -> frozenset[str]:

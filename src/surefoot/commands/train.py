@@ -10,6 +10,7 @@ from surefoot.commands.options import DONE, FAILED, WRONG_INPUT, Output, parse_c
 from surefoot.control.algorithms import ALGORITHMS, Algorithm, algorithm_named
 from surefoot.control.configuration import FROM_DATA, TrainConfiguration
 from surefoot.errors import UsageError
+from surefoot.runs.statistics import readable
 
 
 def run(arguments: list[str], *, started: float) -> int:
@@ -71,7 +72,7 @@ def _unfinished(result: dict[str, Any]) -> str:
 
 def report(result: dict[str, Any]) -> int:
     """Say how a run ended and how to go on with it; returns the exit status."""
-    reached = "no episode finished" if result["mean_return"] is None else f"mean return {result['mean_return']:.1f}"
+    reached = "no episode finished" if result["mean_return"] is None else f"mean return {readable(result['mean_return'])}"
     episodes = f"{reached} over the last training episodes{_unfinished(result)}"
     if result["backend"] == "recorded":
         episodes = "learnt from recorded data"
@@ -84,8 +85,8 @@ def report(result: dict[str, Any]) -> int:
     )
     if summary := result.get("summary"):
         print(
-            f"{summary['seeds']} seeds: interquartile mean {summary['interquartile_mean']:.1f},"
-            f" 95 % interval {summary['low']:.1f} … {summary['high']:.1f}",
+            f"{summary['seeds']} seeds: interquartile mean {readable(summary['interquartile_mean'])},"
+            f" 95 % interval {readable(summary['low'])} … {readable(summary['high'])}",
             file=sys.stderr,
         )
     if result["interrupted"] and (last := result["checkpoint"]) is not None:

@@ -22,6 +22,7 @@ from surefoot.control.iterations.common import Iteration, Outcome
 from surefoot.control.iterations.fused import FusedIteration
 from surefoot.control.iterations.recorded import RecordedIteration
 from surefoot.control.iterations.split import SplitIteration
+from surefoot.control.notices import Watch
 from surefoot.control.policies.policy import Policy
 from surefoot.control.policies.spaces import Spaces, describe_spaces
 from surefoot.control.recorded.source import RecordedSource
@@ -32,6 +33,7 @@ from surefoot.runs.checkpoints import Checkpoints
 from surefoot.runs.directory import CONFIGURATION_FILE, SUMMARY_FILE, write_json
 from surefoot.runs.metrics import BEGINNING, MetricsWriter
 from surefoot.runs.progress import Progress
+from surefoot.runs.statistics import readable
 from surefoot.runs.stopping import StopRequest
 
 
@@ -43,7 +45,7 @@ def make_iteration(
         return RecordedIteration(configuration, source, seed=seeds[0]), source.spaces
     environments, name = source.environments, configuration.run.env
     if isinstance(environments, FunctionalEnvironment):
-        spaces = describe_spaces(environments.observation_space, environments.action_space, name=name)
+        spaces = describe_spaces(environments.observation_space, environments.action_space, name=name).in_float32()
         _check_options(configuration, spaces, whole=True)
         return FusedIteration(configuration, environments, spaces, name, seeds=seeds), spaces
     _check_options(configuration, environments.spaces, whole=False)
@@ -55,7 +57,7 @@ def make_iteration(
 def _check_options(configuration: TrainConfiguration, spaces: Spaces, *, whole: bool) -> None:
     """Refuse what this environment leaves without effect; the state of a ``whole`` one is saved."""
     run = configuration.run
-    if spaces.action.kind != "box" and configuration.network.initial_log_std != 0:
+    if spaces.action.kind != "box" and configuration.network.initial_log_std not in (None, 0):
         raise UsageError(f"--initial-log-std would do nothing: {run.env} has {spaces.action.kind} actions; leave it out")
     if whole and run.restart_every is not None:
         raise UsageError(
@@ -125,7 +127,7 @@ def train_seeds(
         keeper = Keeper(configuration, home, iteration, standing, writers, source.described)
         if checkpoint is not None:
             keeper.last = {"step": checkpoint.step, "exact": checkpoint.exact}
-        before = sum(standing.acted)
+        before, watch = sum(standing.acted), Watch(configuration, spaces)
         try:
             for number in range(first, iterations, together):
                 if stop.signal is not None or iteration.finished is not None:
@@ -140,7 +142,11 @@ def train_seeds(
                 except RunError as error:
                     raise keeper.before_failure(error) from error
                 _record(configuration, outcome, standing, writers, number=number, seconds=time.perf_counter() - began)
-                for sentence in keeper.after_restarts(outcome.restarts):
+                for sentence in (
+                    *keeper.after_restarts(outcome.restarts),
+                    *outcome.notices,
+                    *watch.of_report(iteration, outcome),
+                ):
                     progress.say(sentence)
                 if iteration.finished is not None:
                     progress.say(Caution(iteration.finished))
@@ -221,7 +227,7 @@ def _record(
 
 def _reached(standing: Standing) -> str:
     mean = standing.mean_return
-    reached = "no episode finished yet" if mean is None else f"return {mean:.1f}"
+    reached = "no episode finished yet" if mean is None else f"return {readable(mean)}"
     if any(standing.skipped):
         reached += f", {sum(standing.skipped)} updates skipped"
     if any(standing.restarts):

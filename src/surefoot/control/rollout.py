@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from surefoot.control.policies.normalization import RunningStatistics, normalize
+from surefoot.control.policies.normalization import RunningStatistics, center, scale
 from surefoot.control.policies.policy import action_distribution
 from surefoot.control.policies.spaces import Spaces
 from surefoot.equations import Array
@@ -25,7 +25,7 @@ class Rollout(NamedTuple):
     """T steps of N environments, time leading; NumPy or JAX."""
 
     observations: Array
-    """(T+1, N, observation size), float32, not normalised."""
+    """(T+1, N, observation size), float32: as :meth:`Actor.center` leaves them."""
     actions: Array
     """(T, N, …), the policy's own, unclipped."""
     rewards: Array
@@ -50,15 +50,17 @@ class Actor(NamedTuple):
     observation_clip: float | None
     """None where observations are not normalised."""
 
-    def prepare(self, observations: Array, statistics: RunningStatistics) -> Array:
-        """Observations as the networks see them."""
-        if self.observation_clip is None:
-            return observations
-        return normalize(observations, statistics, clip=self.observation_clip)
+    def center(self, observations: Array, statistics: RunningStatistics) -> Array:
+        """Observations as a rollout holds them once they are float32: less their mean's first part where they are normalised."""
+        return observations if self.observation_clip is None else center(observations, statistics)
 
-    def act(self, parameters: dict[str, Array], statistics: RunningStatistics, observations: Array, noise: Array) -> Array:
+    def prepare(self, centered: Array, statistics: RunningStatistics) -> Array:
+        """Observations as the networks see them, from those of a rollout."""
+        return centered if self.observation_clip is None else scale(centered, statistics, clip=self.observation_clip)
+
+    def act(self, parameters: dict[str, Array], statistics: RunningStatistics, centered: Array, noise: Array) -> Array:
         """Sample actions from π(·|s), given the noise."""
-        seen = self.prepare(observations, statistics)
+        seen = self.prepare(centered, statistics)
         return action_distribution(self.spaces, parameters, seen, activation=self.activation).sample(noise)
 
 
@@ -124,12 +126,14 @@ def collect_compiled(
     noises = NOISES[actor.spaces.action.noise](key, (length, envs, actor.spaces.action.outputs), jnp.float32)
 
     def advance(carry: ScanCarry, noise: Array) -> tuple[ScanCarry, tuple[Array, ...]]:
-        actions = actor.act(parameters, statistics, carry.observations, noise).astype(actor.spaces.action.dtype)
+        centered = actor.center(carry.observations, statistics)
+        actions = actor.act(parameters, statistics, centered, noise).astype(actor.spaces.action.dtype)
         environments, observations, rewards, terminated, truncated = step(
             carry.environments, actor.spaces.action.for_environment(actions)
         )
-        record = (carry.observations, actions, rewards, terminated, truncated, ~carry.resetting)
+        record = (centered, actions, rewards, terminated, truncated, ~carry.resetting)
         return ScanCarry(environments, observations, terminated | truncated), record
 
     carry, (observations, *rest) = jax.lax.scan(advance, carry, noises)
-    return carry, Rollout(jnp.concatenate([observations, carry.observations[None]]), *rest)
+    last = actor.center(carry.observations, statistics)
+    return carry, Rollout(jnp.concatenate([observations, last[None]]), *rest)

@@ -33,6 +33,11 @@ def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
     return trim_mean(values, 0.25, axis=axis)
 
 
+def readable(number: float, decimals: int = 1) -> str:
+    """A number with so many decimals; one that they would make 0 or nearly, with three digits."""
+    return f"{number:.3g}" if 0 < abs(number) < 10.0 ** (1 - decimals) else f"{number:.{decimals}f}"
+
+
 def summarize_seeds(results: Sequence[float], *, resamples: int = 10_000, confidence: float = 0.95) -> SeedSummary:
     """Interquartile mean with a percentile-bootstrap confidence interval over seeds.
 

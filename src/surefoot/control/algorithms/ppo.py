@@ -19,7 +19,14 @@ from surefoot.control.configuration import (
     WeightConfiguration,
 )
 
-_MUJOCO: Preset = {"total_steps": 1_000_000, "num_envs": 8, "rollout_length": 256, "minibatch_size": 64, "epochs": 10}
+_MUJOCO: Preset = {
+    "total_steps": 1_000_000,
+    "num_envs": 8,
+    "rollout_length": 256,
+    "minibatch_size": 64,
+    "epochs": 10,
+    "initial_log_std": -0.7,
+}
 
 _PRESETS: dict[str, Preset] = {
     "CartPole-v1": {
@@ -52,6 +59,8 @@ _PRESETS: dict[str, Preset] = {
         "epochs": 10,
         "learning_rate": 1e-3,
         "discount": 0.9,
+        "initial_log_std": 0.0,
+        "recompute_advantages": False,
     },
     "LunarLander-v3": {
         "total_steps": 1_000_000,
@@ -66,6 +75,8 @@ _PRESETS: dict[str, Preset] = {
     },
     "HalfCheetah-v5": _MUJOCO,
     "Hopper-v5": _MUJOCO,
+    "Walker2d-v5": _MUJOCO,
+    "Ant-v5": _MUJOCO,
 }
 _PRESETS["phys2d/CartPole-v1"] = _PRESETS["CartPole-v1"]
 _PRESETS["phys2d/Pendulum-v0"] = _PRESETS["Pendulum-v1"]

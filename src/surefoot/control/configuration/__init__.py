@@ -52,6 +52,8 @@ SLOTS_PER_REPORT = 2048
 RESTART_EVERY, RESTART_EVERY_SHORT = 1_000_000, 10_000_000
 """Environment steps from one beginning of EnvPool's or Gymnasium's environments to the next, and the same where rollouts are short:
 with EnvPool a beginning then compiles the whole program again, which takes as long as some hundred thousand steps."""
+INITIAL_LOG_STD, INITIAL_LOG_STD_OF_PASSES = 0.0, -0.7
+"""log σ at the start, and the same where the actor takes several passes over a rollout."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,20 @@ class TrainConfiguration(Settings):
             raise UsageError("--from-data trains one seed; leave --seeds out")
         if not self.normalization.normalize_observations:
             raise UsageError("--from-data starts from a policy that normalises observations; leave that on")
+
+    @property
+    def initial_log_std(self) -> float:
+        """Log σ of a Box's components at the start."""
+        if (given := self.network.initial_log_std) is not None:
+            return given
+        return INITIAL_LOG_STD_OF_PASSES if isinstance(self.objective, SurrogateObjective) else INITIAL_LOG_STD
+
+    def recomputes_advantages(self, *, continuous: bool) -> bool:
+        """Whether advantages are estimated again before each epoch, where actions are a Box or are not."""
+        if not isinstance(self.objective, SurrogateObjective) or self.passes is None:
+            return False
+        given = self.objective.recompute_advantages
+        return continuous and self.passes.epochs > 1 and bool(self.weight.critics) if given is None else given
 
     @property
     def slots(self) -> int:

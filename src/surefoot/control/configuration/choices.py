@@ -112,9 +112,9 @@ class SurrogateObjective(Settings):
     target_kl: float | None = None
     """The actor stops for this rollout when a minibatch's estimate of KL(π_old‖π) exceeds 1.5 times this, in nats;
     the critic goes on."""
-    recompute_advantages: bool = False
-    """Estimate advantages and targets afresh before each epoch, with the critic as it then is (Andrychowicz et al.
-    2021)."""
+    recompute_advantages: bool | None = None
+    """Estimate advantages and targets again before each epoch, with the critic as it then is (Andrychowicz et al. 2021). By default
+    on where actions are continuous (a Box) and there are several epochs, off elsewhere."""
 
     def _check(self) -> None:
         _positive(self, "clip_range", "target_kl", optional=True)

@@ -104,15 +104,16 @@ class NetworkConfiguration(Settings):
     """Orthogonal weights with gain √2, a policy head of gain 0.01 and a value head of gain 1, zero biases. Off:
     uniform in ±1/√(inputs), the usual default of layers, which starts with a policy that already prefers some
     actions."""
-    initial_log_std: float = 0.0
+    initial_log_std: float | None = None
     """log σ of every action component at the start (Box actions only); σ does not depend on the state. Actions are
-    scaled to [−1, 1] first."""
+    scaled to [−1, 1] first. By default −0.7 for ppo and 0 for the other algorithms."""
 
     def _check(self) -> None:
         require(all(size >= 1 for size in self.hidden_sizes), f"--hidden-sizes must be positive, but are {self.hidden_sizes}")
         useless = not self.hidden_sizes and self.activation != "tanh"
         require(not useless, "--activation would do nothing without hidden layers; give --hidden-sizes, or leave it out")
-        require(-10 <= self.initial_log_std <= 3, f"--initial-log-std must lie in −10 … 3, but is {self.initial_log_std}")
+        start = self.initial_log_std
+        require(start is None or -10 <= start <= 3, f"--initial-log-std must lie in −10 … 3, but is {start}")
 
 
 @dataclass(frozen=True)

@@ -103,9 +103,7 @@ class HostEnvironments:
         metadata = getattr(environments, "metadata", None) or {}
         self._mode = AutoresetMode(metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
         self.next_step = self._mode is AutoresetMode.NEXT_STEP
-        self._dtype = action_dtype or single_action.dtype
-        # The policy clips in float32; a space in float64 may have bounds that float32 rounds outwards.
-        self._bounds = (single_action.low, single_action.high) if self._dtype == np.float64 and not action_dtype else None
+        self._dtype = action_dtype
         self.notices: tuple[str, ...] = ()
         if not seeded and "autoreset_mode" not in metadata:
             said = f'{name} has no metadata["autoreset_mode"]; it is taken to reset in the step after an end'
@@ -149,9 +147,8 @@ class HostEnvironments:
         """
         self._steps += 1
         try:
-            actions = actions.astype(self._dtype, copy=False)
-            if self._bounds is not None:
-                actions = np.clip(actions, *self._bounds)
+            taken = self.spaces.action.as_taken(actions)
+            actions = taken if self._dtype is None else taken.astype(self._dtype, copy=False)
             self._waiting = True
             observations, rewards, terminated, truncated, info = self._environments.step(actions)
             self._waiting = False
@@ -168,7 +165,7 @@ class HostEnvironments:
         truncated = self._rows(truncated, "truncated", self._steps)
         finals = None
         if self._mode is not AutoresetMode.NEXT_STEP and (ended := np.logical_or(terminated, truncated)).any():
-            finals = np.zeros((self.num_envs, self.spaces.observation_size), np.float32)
+            finals = np.zeros((self.num_envs, self.spaces.observation_size), observations.dtype)
             if self._mode is AutoresetMode.SAME_STEP:
                 finals[ended] = self._final_observations(info, ended)
             else:
@@ -218,10 +215,11 @@ class HostEnvironments:
         return self._environments.take_restarts() if isinstance(self._environments, WorkerEnvironments) else Restarts()
 
     def _checked(self, values: np.ndarray, what: str, step: int) -> np.ndarray:
-        # One sum is cheaper than a test of every element, and not finite if any element is not.
-        if not math.isfinite(values.sum(dtype=np.float64)):
-            bad = ~np.isfinite(values)
-            if bad.any():
+        # One sum is cheaper than a test of every element, and not finite if any element is not; in float32, as they are learnt from.
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = float(values.sum(dtype=np.float32))
+            bad = None if math.isfinite(total) else ~np.isfinite(values.astype(np.float32))
+            if bad is not None and bad.any():
                 index = tuple(int(i) for i in np.argwhere(bad)[0])
                 raise EnvironmentFault(describe_fault(self.name, what, step, index[0], index[1:], float(values[index])))
         return values

@@ -94,9 +94,20 @@ def _observation(value: Any, space: Space) -> np.ndarray:
             raise WrongOutput(f"an observation that is {_described(value)}, where its space says numbers, {space.dtype}")
         if not np.can_cast(dtype, space.dtype, "same_kind"):
             raise WrongOutput(f"an observation of {dtype}, where its space says {space.dtype}")
+        _refuse_too_large(array, space)
     if array.shape != space.shape:
         raise WrongOutput(f"an observation of shape {array.shape}, where its space says {space.shape}")
     return array
+
+
+def _refuse_too_large(array: np.ndarray, space: Space) -> None:
+    """Name a number that would be infinite in the space's dtype while it is still there to be named."""
+    with np.errstate(over="ignore"):
+        bad = ~np.isfinite(array.astype(space.dtype))
+    if bad.any():
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        where = f" in component {index[0]}" if index else ""
+        raise WrongOutput(f"an observation of {array[index]}{where}, which is no finite number in {space.dtype}")
 
 
 def _reward(value: Any) -> float:

@@ -90,7 +90,8 @@ class Pool:
             )
             self.spaces: Spaces = describe_spaces(
                 self.environments.observation_space, self.environments.action_space, name=env_id
-            )
+            ).in_float32()
+        self.observation_space = self.environments.observation_space
         # Its spaces say int64 for discrete actions, and it takes int32.
         self._dtype = np.dtype(np.int32 if self.spaces.action.kind == "discrete" else self.environments.action_space.dtype)
         self.compiles = sys.platform == "linux"

@@ -47,6 +47,8 @@ class Outcome(NamedTuple):
     """(seeds, T, N): before which steps an episode was cut, and does not finish, because its environment was lost."""
     restarts: Restarts = Restarts()
     """Environments that were lost, and made anew."""
+    notices: tuple[str, ...] = ()
+    """Sentences for the user."""
 
 
 class Iteration(Protocol):

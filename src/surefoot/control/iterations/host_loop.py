@@ -10,6 +10,7 @@ from surefoot.control.environments.host import HostEnvironments
 from surefoot.control.policies.normalization import RunningStatistics
 from surefoot.control.policies.policy import draw_noise
 from surefoot.control.rollout import Actor, Rollout
+from surefoot.control.update.state import Learner
 
 
 class HostCollector:
@@ -34,6 +35,13 @@ class HostCollector:
         self.cut = np.zeros((length, environments.num_envs), bool)
         """(T, N), of the last rollout: before which steps an episode was cut because its environment was lost."""
 
+    def look(self, learner: Learner) -> Learner:
+        """The learner with a first idea of the observations' mean, where it has none: what is subtracted from the first of them."""
+        if float(learner.observations.count) > 0 or self._actor.observation_clip is None:
+            return learner
+        mean = self._observations.mean(axis=0, dtype=np.float64).astype(np.float32)
+        return learner._replace(observations=learner.observations._replace(mean=mean))
+
     def collect(self, parameters: dict[str, np.ndarray], statistics: RunningStatistics) -> tuple[Rollout, dict[str, float]]:
         """The next T steps, and the seconds spent in environments and inference.
 
@@ -54,7 +62,7 @@ class HostCollector:
         start = time.perf_counter()
         for t in range(length):
             before = time.perf_counter()
-            observations[t] = self._observations
+            observations[t] = actor.center(self._observations, statistics)
             actions[t] = actor.act(parameters, statistics, observations[t], noises[t])
             valid[t] = ~self._resetting
             inference += time.perf_counter() - before
@@ -70,8 +78,8 @@ class HostCollector:
             if finals is None:
                 self._resetting = terminated[t] | truncated[t]
             elif outcome[4] is not None:
-                finals[t] = outcome[4]
-        observations[length] = self._observations
+                finals[t] = actor.center(outcome[4], statistics)
+        observations[length] = actor.center(self._observations, statistics)
         total = time.perf_counter() - start
         rollout = Rollout(observations, actions, rewards, terminated, truncated, valid, finals)
         return rollout, {"environment": total - inference, "inference": inference}

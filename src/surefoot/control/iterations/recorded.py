@@ -12,7 +12,7 @@ import numpy as np
 from surefoot.control.compilation import fixed_settings
 from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.iterations.common import Outcome, diverged, merge_reports, report_of
-from surefoot.control.policies.normalization import RunningStatistics
+from surefoot.control.policies.normalization import RunningStatistics, center
 from surefoot.control.recorded.source import RecordedSource
 from surefoot.control.rollout import Rollout, split_key
 from surefoot.control.trees import arrays_of, tree_from
@@ -41,7 +41,8 @@ class RecordedIteration:
             observations=seen,
         )
         self._trusted = self.learner
-        self._episodes = jax.tree.map(jax.numpy.asarray, source.rollout)
+        centered = center(source.rollout.observations, seen).astype(np.float32)
+        self._episodes = jax.tree.map(jax.numpy.asarray, source.rollout._replace(observations=centered))
         episodes, together = source.rollout.rewards.shape[1], configuration.run.num_envs
 
         def update(learner: Learner, episodes_of: Rollout, schedule: Schedule) -> tuple[Learner, Metrics, jax.Array, Rollout]:

@@ -14,6 +14,7 @@ from jax.stages import Compiled, Lowered
 
 from surefoot.control.compilation import compile_all, fixed_settings, forget, give_back_memory
 from surefoot.control.configuration import TrainConfiguration
+from surefoot.control.environments.bounds import Bounds
 from surefoot.control.environments.host import HostEnvironments
 from surefoot.control.environments.pool import Pool
 from surefoot.control.environments.workers.vector import Restarts
@@ -77,6 +78,7 @@ class SplitIteration:
         self._apart = configuration.passes is not None and bool(configuration.weight.critics)
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="critic")
         self._shape = (run.rollout_length, run.num_envs, spaces.observation_size)
+        self._bounds = Bounds(environments.name, environments.observation_space)
         self._inference = 0.0
         with fixed_settings():  # and not around environments in Python, which may use JAX as they please
             programs = self._updates()
@@ -94,6 +96,7 @@ class SplitIteration:
         length, actor = self._configuration.run.rollout_length, actor_of(self._configuration, self.spaces)
         if isinstance(environments, HostEnvironments):
             self._collector = HostCollector(actor, environments, length=length, seed=self._seed, began=number)
+            self.learner = self._collector.look(self.learner)
             self._programs |= compile_all(programs)
             return
         self._carry, step = environments.start()
@@ -161,9 +164,11 @@ class SplitIteration:
         """See :class:`Iteration`."""
         self._skipped = 0
         reports, seconds, before = [], {"environment": 0.0, "inference": 0.0, "update": 0.0}, self.learner
+        notices: tuple[str, ...] = ()
         for i in range(self._together):
             try:
                 rollout, spent = self._rollout()
+                notices += self._bounds.outside(np.asarray(rollout.observations), self._subtracted())
                 start = time.perf_counter()
                 metrics = self._update_apart(rollout, number + i) if self._apart else self._update(rollout, number + i)
             except BaseException:
@@ -175,7 +180,13 @@ class SplitIteration:
             reports.append(jax.tree.map(np.asarray, report_of(metrics, rollout)) | cut)
         report = jax.tree.map(lambda *values: np.stack(values)[None], *reports)
         restarts = self._environments.take_restarts() if isinstance(self._environments, HostEnvironments) else Restarts()
-        return Outcome(**merge_reports(report), skipped=np.asarray([self._skipped]), seconds=seconds, restarts=restarts)
+        merged, skipped = merge_reports(report), np.asarray([self._skipped])
+        return Outcome(**merged, skipped=skipped, seconds=seconds, restarts=restarts, notices=notices)
+
+    def _subtracted(self) -> np.ndarray:
+        """What the last rollout's observations were centred by."""
+        mean = np.asarray(self.learner.observations.mean)
+        return mean if self._configuration.normalization.normalize_observations else np.zeros_like(mean)
 
     def _update(self, rollout: Rollout, number: int) -> Metrics:
         learner, metrics, finite, faults = self._programs["update"](

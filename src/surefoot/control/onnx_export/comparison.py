@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import onnxruntime
 
-from surefoot.control.policies.normalization import VARIANCE_FLOOR, normalize
+from surefoot.control.policies.normalization import center, scale
 from surefoot.control.policies.policy import Policy, action_distribution
-from surefoot.control.policies.spaces import LARGEST_BOUND, ActionSpace
+from surefoot.control.policies.spaces import ActionSpace, describe_spaces
 from surefoot.equations import Array, DiagonalGaussian
 from surefoot.errors import RunError
 
@@ -26,6 +26,8 @@ because every library adds in another order.
 """
 LARGEST_PLAIN = 1e8
 """Without a normaliser that clips, a network is not asked about larger numbers."""
+LARGEST_BOUND = 1e6
+"""Beyond it a space's bounds do not say where its observations lie."""
 
 
 class Agreement(NamedTuple):
@@ -65,13 +67,14 @@ def compare(model: bytes, policy: Policy, observation_space: gymnasium.spaces.Bo
 
     together, alone = answers(observations), [answers(row[None]) for row in observations[:ONE_BY_ONE]]
     one_by_one = {name: np.concatenate([answer[name] for answer in alone]) for name in names}
+    taken = describe_spaces(observation_space, action_space, name="the environment").action
     largest: dict[str, float] = {}
     ties = 0
     for expected in (_in_jax(policy, observations), _in_numpy(policy, observations)):
         for got in (together, one_by_one):
             rows = len(got["action"])
             first = Expected(expected.outputs[:rows], expected.actions[:rows])
-            found, tied = _differences(policy, action_space, observations[:rows], got, first)
+            found, tied = _differences(policy, taken, observations[:rows], got, first)
             largest = {name: max(difference, largest.get(name, 0.0)) for name, difference in found.items()}
             ties = max(ties, tied)
     return Agreement(len(observations), largest, ties)
@@ -86,15 +89,16 @@ def random_observations(
     if statistics is None:
         bounded = (np.abs(low) <= LARGEST_BOUND) & (np.abs(high) <= LARGEST_BOUND)
         inner_low, inner_high = np.where(bounded, low, -2.0), np.where(bounded, high, 2.0)
-        center, spread = (inner_low + inner_high) / 2, (inner_high - inner_low) / 4
+        middle, spread = (inner_low + inner_high) / 2, (inner_high - inner_low) / 4
     else:
-        center = np.asarray(statistics.mean, np.float64)
-        spread = np.sqrt(np.asarray(statistics.variance, np.float64) + VARIANCE_FLOOR)
+        middle = np.asarray(statistics.mean, np.float64)
+        spread = np.sqrt(np.asarray(statistics.variance, np.float64))
+        spread = np.where(spread > 0, spread, np.where(middle != 0, np.abs(middle), 1.0))  # others than those that were alike
     clip = min(policy.observation_clip, LARGEST_PLAIN)
-    usual = center + spread * generator.standard_normal(shape)
+    usual = middle + spread * generator.standard_normal(shape)
     kind = generator.integers(3, size=shape)
     at_bounds = np.where(kind == 0, low, np.where(kind == 1, high, usual))
-    beyond = center + np.sign(usual - center) * spread * clip * 10 ** generator.uniform(0, 4, shape)
+    beyond = middle + np.sign(usual - middle) * spread * clip * 10 ** generator.uniform(0, 4, shape)
     rows = np.concatenate([usual[: count // 2], at_bounds[: count // 4], beyond[: count - count // 2 - count // 4]])
     least, most = _range(space.dtype)
     if statistics is None or clip == LARGEST_PLAIN:
@@ -131,13 +135,15 @@ def _in_jax(policy: Policy, observations: np.ndarray) -> Expected:
 
     def act(statistics: Any, parameters: Any, observations: Array) -> tuple[Array, Array]:
         if statistics is not None:
-            observations = normalize(observations, statistics, clip=policy.observation_clip)
+            observations = scale(observations, statistics, clip=policy.observation_clip)
         distribution = action_distribution(policy.spaces, parameters, observations, activation=policy.activation)
         return _outputs(distribution), policy.spaces.action.for_environment(distribution.mode())
 
+    statistics = policy.observation_statistics
     # A GPU rounds products to fewer digits unless one asks for more.
     with np.errstate(over="ignore"), jax.default_matmul_precision("highest"):
-        answers = jax.jit(act)(policy.observation_statistics, policy.parameters, observations.astype(np.float32))
+        collected = observations if statistics is None else center(observations, statistics)  # as a rollout holds them
+        answers = jax.jit(act)(statistics, policy.parameters, collected.astype(np.float32))
     return Expected(*map(np.asarray, answers))
 
 
@@ -152,10 +158,7 @@ def _rounding(policy: Policy, observations: np.ndarray) -> np.ndarray:
     max(0, ·) makes an error larger.
     """
     with np.errstate(over="ignore"):
-        seen = observations.astype(np.float32)
-        if policy.observation_statistics is not None:
-            seen = normalize(seen, policy.observation_statistics, clip=policy.observation_clip)
-    x = np.asarray(seen, np.float64)
+        x = policy.seen(observations).astype(np.float64)
     error = ROUNDING * np.abs(x)
     layers = sum(name.endswith("/weight") for name in policy.parameters)
     for i in range(layers):
@@ -169,16 +172,18 @@ def _rounding(policy: Policy, observations: np.ndarray) -> np.ndarray:
 
 
 def _differences(
-    policy: Policy, space: gymnasium.Space, observations: np.ndarray, got: dict[str, np.ndarray], expected: Expected
+    policy: Policy, taken: ActionSpace, observations: np.ndarray, got: dict[str, np.ndarray], expected: Expected
 ) -> tuple[dict[str, float], int]:
     """The largest difference of each output, and how many observations have another, equally good action.
 
     Raises:
         RunError: a difference is too large.
     """
-    action, outputs, wanted = policy.spaces.action, expected.outputs, as_taken(space, expected.actions)
+    action, outputs, wanted = policy.spaces.action, expected.outputs, taken.as_taken(expected.actions)
     if got["action"].dtype != wanted.dtype or got["action"].shape != wanted.shape:
-        raise _disagreement(f"actions are {got['action'].dtype} of shape {got['action'].shape}, where {space} is right")
+        raise _disagreement(
+            f"actions are {got['action'].dtype} of shape {got['action'].shape}, where {wanted.dtype} of shape {wanted.shape} is right"
+        )
     allowed = TOLERANCE * np.abs(outputs) + _rounding(policy, observations)
     if action.kind != "box":
         largest = {"logits": _largest("logits", got["logits"], outputs, outputs - allowed, outputs + allowed)}
@@ -193,21 +198,13 @@ def _differences(
     largest = {"mean": _largest("mean", got["mean"], mean, least, most)}
     # Clipping and rounding keep the order, so that what may become of the mean bounds what may become of the action.
     low, high = (np.asarray(bound, np.float32) for bound in (action.low, action.high))
-    ends = (as_taken(space, np.clip(end, low, high)) for end in (least, most))
+    ends = (taken.as_taken(np.clip(end, low, high)) for end in (least, most))
     largest["action"] = _largest("action", got["action"], wanted, *ends)
     with np.errstate(divide="ignore"):  # a component that has one value only has a scale of 0
         log_std = np.broadcast_to(policy.parameters["log_std"] + np.log(scale), mean.shape)
     slack = TOLERANCE * (1 + np.abs(np.where(scale > 0, log_std, 0)))
     largest["log_std"] = _largest("log_std", got["log_std"], log_std, log_std - slack, log_std + slack)
     return largest, 0
-
-
-def as_taken(space: gymnasium.Space, actions: np.ndarray) -> np.ndarray:
-    """A policy's actions in the environment's dtype; in float64, clipped at bounds that float32 may have rounded outwards."""
-    actions = actions.astype(space.dtype)
-    if isinstance(space, gymnasium.spaces.Box) and space.dtype == np.float64:
-        actions = np.clip(actions, space.low, space.high)
-    return actions
 
 
 def _largest(name: str, got: np.ndarray, wanted: np.ndarray, least: np.ndarray, most: np.ndarray) -> float:

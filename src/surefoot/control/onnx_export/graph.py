@@ -12,7 +12,6 @@ import onnx
 from onnx import helper, numpy_helper
 
 from surefoot import __version__
-from surefoot.control.policies.normalization import VARIANCE_FLOOR
 from surefoot.control.policies.policy import Policy
 from surefoot.errors import UsageError
 
@@ -86,10 +85,10 @@ def policy_graph(policy: Policy, observation_space: gymnasium.spaces.Box, action
         raise UsageError("the policy's weights exceed the 2 GiB that one ONNX file can hold; train a smaller network")
     graph = Graph()
     if policy.spaces.action.kind == "box":
-        _continuous(graph, policy, action_space)
+        _continuous(graph, policy, observation_space.dtype, action_space)
         described = ["mean", "log_std"]
     else:
-        _discrete(graph, policy, action_space)
+        _discrete(graph, policy, observation_space.dtype, action_space)
         described = ["logits"]
     size, width = policy.spaces.observation_size, policy.spaces.action.outputs
     value = helper.make_tensor_value_info
@@ -115,17 +114,24 @@ def policy_graph(policy: Policy, observation_space: gymnasium.spaces.Box, action
     return model
 
 
-def _network(graph: Graph, policy: Policy, *, name: str) -> str:
-    """From the observation to what the network puts out, under ``name``: the normaliser, then the layers."""
-    x = graph.cast("observation", np.float32, name="observation/float32")
-    if policy.observation_statistics is not None:
-        mean, variance, _ = policy.observation_statistics
-        # Computed as the policy does, so that the numbers are the same ones.
-        inverse = (variance + VARIANCE_FLOOR) ** -0.5
-        x = graph.add("Sub", x, graph.constant("normalizer/mean", mean), name="normalizer/centered")
-        x = graph.add("Mul", x, graph.constant("normalizer/inverse_std", inverse), name="normalizer/scaled")
-        limit = np.full_like(mean, policy.observation_clip)
+def _network(graph: Graph, policy: Policy, dtype: np.dtype, *, name: str) -> str:
+    """From the observation in a ``dtype`` to what the network puts out, under ``name``: the normaliser, then the layers."""
+    known = policy.observation_statistics
+    if known is None:
+        x = graph.cast("observation", np.float32, name="observation/float32")
+    else:
+        # Computed as the policy does, so that the numbers are the same ones: the mean is subtracted before what is finer than
+        # float32 becomes that.
+        finer = np.promote_types(dtype, np.float32)
+        x = graph.cast("observation", finer, name="observation/finer")
+        x = graph.add("Sub", x, graph.constant("normalizer/mean", known.mean.astype(finer)), name="normalizer/shifted")
+        x = graph.cast(x, np.float32, name="normalizer/float32")
+        x = graph.add("Sub", x, graph.constant("normalizer/remainder", known.remainder), name="normalizer/centered")
+        deviation = np.sqrt(known.variance)
+        limit = policy.observation_clip * deviation
         x = graph.clip(x, -limit, limit, name="normalizer/clipped")
+        divisor = graph.constant("normalizer/deviation", np.where(deviation > 0, deviation, np.float32(1)))
+        x = graph.add("Div", x, divisor, name="normalizer/scaled")
     layers = sum(name.endswith("/weight") for name in policy.parameters)
     for i in range(layers):
         weight, bias = (graph.constant(key, policy.parameters[key]) for key in (f"layer_{i}/weight", f"layer_{i}/bias"))
@@ -135,11 +141,11 @@ def _network(graph: Graph, policy: Policy, *, name: str) -> str:
     return x
 
 
-def _continuous(graph: Graph, policy: Policy, action_space: gymnasium.Space) -> None:
+def _continuous(graph: Graph, policy: Policy, dtype: np.dtype, action_space: gymnasium.Space) -> None:
     """Action, mean and log σ of a Box: scaled to the environment's units, the action clipped at its bounds."""
     action = policy.spaces.action
     center, scale = action.scaling()
-    outputs = _network(graph, policy, name="network")
+    outputs = _network(graph, policy, dtype, name="network")
     scaled = graph.add("Mul", outputs, graph.constant("action/scale", scale), name="action/scaled")
     mean = graph.add("Add", scaled, graph.constant("action/center", center), name="mean")
     with np.errstate(divide="ignore"):  # a component that has one value only has a scale of 0
@@ -155,12 +161,12 @@ def _continuous(graph: Graph, policy: Policy, action_space: gymnasium.Space) -> 
         graph.cast(clipped, action_space.dtype, name="action")
 
 
-def _discrete(graph: Graph, policy: Policy, action_space: gymnasium.Space) -> None:
+def _discrete(graph: Graph, policy: Policy, dtype: np.dtype, action_space: gymnasium.Space) -> None:
     """Logits, and of them the most probable choice of every part, the first where several are, counted as the environment
     counts; or the bits that are likelier 1 than 0.
     """
     action = policy.spaces.action
-    logits = _network(graph, policy, name="logits")
+    logits = _network(graph, policy, dtype, name="logits")
     if action.kind == "multibinary":
         chosen = graph.add("Greater", logits, graph.constant("action/even", np.float32(0)), name="action/chosen")
     elif action.kind == "discrete":

@@ -20,6 +20,8 @@ from surefoot.runs.directory import CONFIGURATION_FILE, POLICY_FOLDER, write_jso
 WEIGHTS_FILE = "policy.safetensors"
 DESCRIPTION_FILE = "policy.json"
 STATISTICS = "observation_statistics/"
+FLOOR_BEFORE = 1e-8
+"""Policies whose file does not say what float32 leaves out of a mean had this added to their observations' variance."""
 
 
 def action_distribution(
@@ -61,15 +63,19 @@ class Policy:
         """π(·|s) over the policy's own (unclipped, unscaled) actions, for observations of shape (…, observation
         size).
         """
-        observations = np.asarray(observations, np.float32)
-        if self.observation_statistics is not None:
-            observations = normalize(observations, self.observation_statistics, clip=self.observation_clip)
-        return action_distribution(self.spaces, self.parameters, observations, activation=self.activation)
+        return action_distribution(self.spaces, self.parameters, self.seen(observations), activation=self.activation)
+
+    def seen(self, observations: np.ndarray) -> np.ndarray:
+        """Observations as the network sees them, float32; a mean is subtracted in their own precision."""
+        observations = np.asarray(observations)
+        if self.observation_statistics is None:
+            return observations.astype(np.float32, copy=False)
+        return normalize(observations, self.observation_statistics, clip=self.observation_clip)
 
     def __call__(
         self, observations: np.ndarray, *, deterministic: bool = False, generator: np.random.Generator | None = None
     ) -> np.ndarray:
-        """Actions as the environment takes them.
+        """Actions as the environment takes them: in its dtype, within its bounds.
 
         Args:
             observations: one observation, shape (observation size,), or several, shape (batch, observation size).
@@ -82,7 +88,7 @@ class Policy:
         Raises:
             ValueError: the observations have another size than the policy was trained with.
         """
-        observations = np.asarray(observations, np.float32)
+        observations = np.asarray(observations)
         if observations.ndim not in (1, 2) or observations.shape[-1] != self.spaces.observation_size:
             raise ValueError(
                 f"observations have shape {observations.shape}, but this policy takes ({self.spaces.observation_size},)"
@@ -107,8 +113,10 @@ class Policy:
 
         tensors = {name: np.ascontiguousarray(value) for name, value in self.parameters.items()}
         if self.observation_statistics is not None:
-            for name, value in self.observation_statistics._asdict().items():
-                tensors[STATISTICS + name] = np.asarray(value, np.float32)
+            known = self.observation_statistics
+            whole = known._replace(remainder=np.broadcast_to(known.remainder, np.shape(known.mean)))
+            for name, value in whole._asdict().items():
+                tensors[STATISTICS + name] = np.ascontiguousarray(value, np.float32).reshape(np.shape(value))
         description = {
             "spaces": self.spaces.as_dict(),
             "activation": self.activation,
@@ -160,6 +168,9 @@ def load_policy(run: str | Path) -> Policy:
         statistics = {
             name: tensors.pop(STATISTICS + name) for name in RunningStatistics._fields if STATISTICS + name in tensors
         }
+        if statistics and "remainder" not in statistics:
+            statistics |= {"variance": statistics["variance"] + np.float32(FLOOR_BEFORE)}
+            statistics |= {"remainder": np.zeros_like(statistics["mean"])}
         policy = Policy(
             spaces=Spaces.from_dict(description["spaces"]),
             activation=description["activation"],
@@ -184,6 +195,9 @@ def _check(policy: Policy) -> None:
     one = space.kind == "multidiscrete" or len(space.sizes) == 1
     _demand(whole and one and size > 0 and min(space.sizes, default=0) > 0, "its spaces have no size")
     _demand(len(space.start) in (0, len(space.sizes)), "its actions are not counted from one number each")
+    dtypes = {space.environment_dtype: "f" if space.kind == "box" else "biu", policy.spaces.observation_dtype: "biuf"}
+    known = all(name == "" or np.dtype(name).kind in kinds for name, kinds in dtypes.items())
+    _demand(known, "its spaces have no such numbers")
     bounds = np.asarray((space.low, space.high), np.float64)
     _demand(bounds.shape == (2, space.outputs if space.kind == "box" else 0), "its actions have not one bound each")
     _demand(bool((bounds[0] <= bounds[1]).all()), "its actions have a lower bound above the upper one")
@@ -204,9 +218,10 @@ def _check(policy: Policy) -> None:
         _demand(left.pop("log_std", None) == (space.outputs,), "it has not one log_std for each component of its actions")
     _demand(not left, f"it has weights without a place: {', '.join(left)}")
     if policy.observation_statistics is not None:
-        mean, variance, count = policy.observation_statistics
-        _demand(mean.shape == variance.shape == (size,) and count.shape == (), "its statistics do not fit its observations")
-        finite = all(array.dtype == np.float32 and np.isfinite(array).all() for array in (mean, variance, count))
+        mean, variance, count, remainder = policy.observation_statistics
+        fit = mean.shape == variance.shape == remainder.shape == (size,) and count.shape == ()
+        _demand(fit, "its statistics do not fit its observations")
+        finite = all(array.dtype == np.float32 and np.isfinite(array).all() for array in policy.observation_statistics)
         _demand(finite and bool((variance >= 0).all()), "its statistics are no means and variances")
 
 

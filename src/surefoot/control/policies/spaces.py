@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from surefoot.control.policies.normalization import resolution_of
 from surefoot.equations import Array, Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical, namespace
 from surefoot.errors import UsageError
 
-LARGEST_BOUND = 1e6
-"""Action bounds beyond this are only clipped at, not scaled to."""
+LARGEST_BOUND_BEFORE = 1e6
+"""Policies whose file does not name the actions' dtype were trained without scaling to bounds beyond this."""
 
 KINDS: dict[str, type[Distribution]] = {
     "discrete": Categorical,
@@ -25,8 +26,9 @@ KINDS: dict[str, type[Distribution]] = {
 class ActionSpace:
     """A Gymnasium action space, and the distribution over it.
 
-    A Box is scaled: the policy's component 1 is the upper bound and −1 the lower one where both are at most a
-    million, and means itself where they are not. The policy's sample is clipped for the environment only; the unclipped one is scored.
+    A Box is scaled: the policy's component 1 is the upper bound and −1 the lower one where both are bounds, and means itself where
+    one is none: infinite, or the largest number of its dtype or of float32, as many environments write it. The policy's sample is
+    clipped for the environment only; the unclipped one is scored.
     """
 
     kind: str
@@ -37,6 +39,8 @@ class ActionSpace:
     """The environment's number for the first choice of each part (discrete, multidiscrete)."""
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+    environment_dtype: str = ""
+    """In which the environment takes actions, NumPy's name; empty where a policy's file does not say."""
 
     @property
     def outputs(self) -> int:
@@ -83,25 +87,35 @@ class ActionSpace:
 
     def scaling(self) -> tuple[np.ndarray, np.ndarray]:
         """A Box's center and scale: its environment's action is center + scale · the policy's, before it is clipped."""
-        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-        # Many environments write "unbounded" as the largest float.
-        bounded = (np.abs(low) <= LARGEST_BOUND) & (np.abs(high) <= LARGEST_BOUND)
+        low, high = np.asarray(self.low, np.float64), np.asarray(self.high, np.float64)
+        none = float(np.finfo(np.float16 if self.environment_dtype == "float16" else np.float32).max)
+        bounded = (np.abs(low) < none) & (np.abs(high) < none)
         inner_low, inner_high = np.where(bounded, low, -1), np.where(bounded, high, 1)
-        return (inner_high + inner_low) / 2, (inner_high - inner_low) / 2
+        return ((inner_high + inner_low) / 2).astype(np.float32), ((inner_high - inner_low) / 2).astype(np.float32)
 
     def for_environment(self, actions: Array) -> Array:
         """The policy's actions as the environment takes them: scaled to and clipped at the bounds, or counted from
-        ``start``.
+        ``start``; in NumPy also as :meth:`as_taken` says.
         """
         if self.kind == "box":
             xp = namespace(actions)
             low, high = (xp.asarray(np.asarray(bound, np.float32)) for bound in (self.low, self.high))
             center, scale = (xp.asarray(part) for part in self.scaling())
-            return xp.clip(actions * scale + center, low, high)
-        if any(self.start):
-            return actions + (
+            actions = xp.clip(actions * scale + center, low, high)
+        elif any(self.start):
+            actions = actions + (
                 self.start[0] if self.kind == "discrete" else namespace(actions).asarray(self.start, dtype=actions.dtype)
             )
+        return self.as_taken(actions) if isinstance(actions, np.ndarray | np.generic) else actions
+
+    def as_taken(self, actions: np.ndarray) -> np.ndarray:
+        """Scaled or counted actions in the environment's dtype, within its bounds, which float32 may have rounded outwards."""
+        if not self.environment_dtype:
+            return actions
+        dtype = np.dtype(self.environment_dtype)
+        actions = actions.astype(dtype, copy=False)
+        if self.kind == "box" and dtype != np.float32:
+            actions = np.clip(actions, np.asarray(self.low, dtype), np.asarray(self.high, dtype))
         return actions
 
     def from_environment(self, actions: np.ndarray) -> np.ndarray:
@@ -119,6 +133,17 @@ class Spaces:
 
     observation_size: int
     action: ActionSpace
+    observation_dtype: str = "float32"
+    """In which observations reach the normaliser, NumPy's name."""
+
+    @property
+    def resolution(self) -> float:
+        """The smallest spread of an observation, as a share of its size, that is not taken for rounding."""
+        return resolution_of(self.observation_dtype)
+
+    def in_float32(self) -> Spaces:
+        """The same where observations are cast to float32 before anything else, as in compiled rollouts."""
+        return replace(self, observation_dtype="float32")
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -132,7 +157,12 @@ class Spaces:
             KeyError, TypeError: a field is missing or one too many.
         """
         action: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value["action"].items()}
-        return Spaces(observation_size=int(value["observation_size"]), action=ActionSpace(**action))
+        if "environment_dtype" not in action:
+            for name in ("low", "high"):
+                infinite = (x if abs(x) <= LARGEST_BOUND_BEFORE else np.copysign(np.inf, x) for x in action.get(name, ()))
+                action[name] = tuple(map(float, infinite))
+        dtype = str(value.get("observation_dtype", "float32"))
+        return Spaces(int(value["observation_size"]), ActionSpace(**action), dtype)
 
 
 def describe_spaces(observation_space: Any, action_space: Any, *, name: str) -> Spaces:
@@ -176,4 +206,5 @@ def describe_spaces(observation_space: Any, action_space: Any, *, name: str) -> 
             f"{name} has actions {action_space}, and supported are Discrete, one-dimensional float Box, MultiDiscrete and"
             " MultiBinary; wrap it in a gymnasium.ActionWrapper that offers one of these"
         )
-    return Spaces(observation_size=int(size), action=action)
+    action = replace(action, environment_dtype=str(action_space.dtype))
+    return Spaces(int(size), action, str(observation_space.dtype))

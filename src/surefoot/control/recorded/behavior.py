@@ -13,7 +13,7 @@ import optax
 
 from surefoot.control.compilation import fixed_settings
 from surefoot.control.policies.networks import draw_network
-from surefoot.control.policies.normalization import RunningStatistics, normalize
+from surefoot.control.policies.normalization import RunningStatistics, normalize, statistics_of
 from surefoot.control.policies.policy import Policy, action_distribution
 from surefoot.control.policies.spaces import Spaces
 from surefoot.control.recorded.likelihood import action_log_likelihood
@@ -83,9 +83,7 @@ def fit_behavior(
     order = generator.permutation(data.episodes)
     number = min(max(1, round(held_out * data.episodes)), data.episodes - 1)
     kept_out, fitted = (_steps(data, columns) for columns in (order[:number], order[number:]))
-    statistics = RunningStatistics(
-        fitted["observations"].mean(axis=0), fitted["observations"].var(axis=0), np.float32(len(fitted["observations"]))
-    )
+    statistics = statistics_of(fitted["observations"])
     parameters: dict[str, Any] = dict(
         draw_network(
             generator, (spaces.observation_size, *hidden_sizes, spaces.action.outputs), orthogonal=True, head_gain=0.01
@@ -130,7 +128,7 @@ def _steps(data: RecordedData, columns: np.ndarray) -> dict[str, np.ndarray]:
     """The real steps of some episodes, one after the other."""
     valid = data.valid[:, columns]
     steps = {
-        "observations": data.observations[:-1, columns][valid].astype(np.float32),
+        "observations": data.observations[:-1, columns][valid],
         "actions": data.actions[:, columns][valid],
     }
     if data.at_bound is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from surefoot.control.policies.normalization import RunningStatistics, normalize
+from surefoot.control.policies.normalization import RunningStatistics, center, scale
 from surefoot.control.policies.policy import Policy, action_distribution
 from surefoot.control.recorded.load import RecordedData
 from surefoot.equations import Array, namespace
@@ -64,10 +64,12 @@ def policy_log_likelihood(
     """
     from scipy.special import log_ndtr
 
-    inputs = np.asarray(observations, np.float32).astype(np.float64)  # what the policy saw
-    if policy.observation_statistics is not None:
-        statistics = RunningStatistics(*(np.asarray(part, np.float64) for part in policy.observation_statistics))
-        inputs = normalize(inputs, statistics, clip=policy.observation_clip)
+    known = policy.observation_statistics
+    centered = np.asarray(observations) if known is None else center(np.asarray(observations), known)
+    inputs = centered.astype(np.float32).astype(np.float64)  # what the policy saw
+    if known is not None:
+        statistics = RunningStatistics(*(np.asarray(part, np.float64) for part in known))
+        inputs = scale(inputs, statistics, clip=policy.observation_clip)
     parameters = {name: np.asarray(value, np.float64) for name, value in policy.parameters.items()}
     distribution = action_distribution(policy.spaces, parameters, inputs, activation=policy.activation)
     return np.asarray(action_log_likelihood(distribution, actions, at_bound=at_bound, log_normal_cdf=log_ndtr))

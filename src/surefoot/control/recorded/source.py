@@ -24,7 +24,7 @@ class RecordedSource:
     """Recorded episodes side by side, and the policy fitted to them."""
 
     rollout: Rollout
-    """All episodes, (T, episodes), with the log-probabilities of the policy that acted."""
+    """All episodes, (T, episodes), with the log-probabilities of the policy that acted; observations as they were recorded."""
     spaces: Spaces
     fitted: Policy
     """A fit to the policy that acted: where training starts, and the behaviour policy where the data name none."""
@@ -84,7 +84,7 @@ def open_recorded(configuration: TrainConfiguration) -> tuple[TrainConfiguration
     if data.at_bound is not None and (met := int((data.at_bound != 0).any(axis=-1)[data.valid].sum())):
         notices.append(f"{met} of {data.steps} actions lie at a bound; they are taken as they stand, not as clipped")
     rollout = Rollout(
-        observations=data.observations.astype(np.float32),
+        observations=data.observations,
         actions=data.actions,
         rewards=data.rewards.astype(np.float32),
         terminated=data.terminated,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from surefoot.control.configuration import SurrogateObjective, TrainConfiguration
 from surefoot.control.policies.networks import Parameters, evaluate_network
-from surefoot.control.policies.normalization import VARIANCE_FLOOR, normalize, running_returns, update_statistics
+from surefoot.control.policies.normalization import RESOLUTION, center, running_returns, scale_rewards, update_statistics
 from surefoot.control.policies.spaces import Spaces
 from surefoot.control.rollout import Rollout, split_key
 from surefoot.control.update.off_policy import off_policy_weights
@@ -56,7 +56,7 @@ def prepare(
         the learner with its statistics and key moved on; the data; sample numbers, (passes, minibatches,
         minibatch size), None where one step takes the whole rollout.
     """
-    actor, scale, discount = actor_of(configuration, spaces), configuration.normalization, configuration.weight.discount
+    actor, normalization, discount = actor_of(configuration, spaces), configuration.normalization, configuration.weight.discount
     valid, slots = rollout.valid, rollout.rewards.size
     ended = rollout.terminated | rollout.truncated
     observations = actor.prepare(rollout.observations, learner.observations)
@@ -67,16 +67,14 @@ def prepare(
     policy = spaces.action.distribution(outputs, log_std)
 
     statistics, rewards, returns, reward_statistics = learner.observations, rollout.rewards, learner.returns, learner.rewards
-    if scale.normalize_observations:
+    if normalization.normalize_observations:
         seen = rollout.observations[:-1].reshape(slots, -1)
-        statistics = update_statistics(statistics, seen, valid.reshape(slots))
-    if scale.normalize_rewards:
+        statistics = update_statistics(statistics, seen, valid.reshape(slots), resolution=spaces.resolution)
+    if normalization.normalize_rewards:
         totals, returns = running_returns(rewards=rewards, ends=ended, valid=valid, start=returns, discount=discount)
-        reward_statistics = update_statistics(reward_statistics, totals.reshape(slots), valid.reshape(slots))
-        # Before returns have been seen to differ there is no scale to divide by.
-        variance = jnp.where(reward_statistics.variance > VARIANCE_FLOOR, reward_statistics.variance, 1.0)
-        centered = reward_statistics._replace(mean=jnp.zeros_like(reward_statistics.mean), variance=variance)
-        rewards = normalize(rewards, centered, clip=scale.reward_clip)
+        centered = center(totals.reshape(slots), reward_statistics)
+        reward_statistics = update_statistics(reward_statistics, centered, valid.reshape(slots))
+        rewards = scale_rewards(rewards, reward_statistics, clip=normalization.reward_clip)
     elapsed, collected = learner.elapsed, learner.collected
     if needs_beginning(configuration):
         since, before = returns_so_far(
@@ -95,8 +93,7 @@ def prepare(
     keys, order = split_key(learner.key), None
     if (passes := configuration.passes) is not None:
         order = shuffled_minibatches(keys.order, slots, epochs=passes.epochs, minibatch_size=passes.minibatch_size)
-        objective = configuration.objective
-        several = isinstance(objective, SurrogateObjective) and objective.recompute_advantages
+        several = configuration.recomputes_advantages(continuous=spaces.action.kind == "box")
         order = order.reshape(passes.epochs if several else 1, -1, passes.minibatch_size)
     data = Data(
         observations=observations,
@@ -205,7 +202,8 @@ def masked_variance(x: Array, valid: Array) -> Array:
 
 
 def standardize(x: Array, valid: Array, share: Array | None = None) -> Array:
-    """Shift and scale to mean 0 and standard deviation 1 over the valid entries; the others become 0.
+    """Shift and scale to mean 0 and standard deviation 1 over the valid entries; the others become 0, and all where the valid ones
+    are alike, relative to their size.
 
     ``share`` is how much of the shift each entry takes, all of it by default: where another policy acted, a baseline leaves
     the gradient's mean alone only if it is weighted as ψ is.
@@ -213,5 +211,7 @@ def standardize(x: Array, valid: Array, share: Array | None = None) -> Array:
     mean = masked_mean(x, valid)
     shift = mean if share is None else share * mean / jnp.maximum(masked_mean(share, valid), 1e-8)
     centered = jnp.where(valid, x - shift, 0.0)
-    spread = masked_variance(x, valid) if share is None else masked_mean(centered**2, valid)
-    return jnp.where(valid, centered / (jnp.sqrt(spread) + 1e-8), 0.0)
+    if share is None:  # once more, for the mean's rounding is of the entries' size
+        centered = jnp.where(valid, centered - masked_mean(centered, valid), 0.0)
+    spread = jnp.sqrt(masked_mean(centered**2, valid))
+    return jnp.where(spread > RESOLUTION * jnp.abs(mean), centered / jnp.where(spread > 0, spread, 1.0), 0.0)

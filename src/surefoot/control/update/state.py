@@ -10,7 +10,7 @@ import optax
 
 from surefoot.control.configuration import SurrogateObjective, TrainConfiguration
 from surefoot.control.policies.networks import draw_network
-from surefoot.control.policies.normalization import RunningStatistics
+from surefoot.control.policies.normalization import RunningStatistics, no_statistics
 from surefoot.control.policies.spaces import Spaces
 from surefoot.control.rollout import Actor
 from surefoot.equations import Array
@@ -102,15 +102,14 @@ def initialize(configuration: TrainConfiguration, spaces: Spaces, seed: int) -> 
     inputs = {"v": size, "q": size + spaces.action.outputs}
     critic = {name: draw(inputs[name], 1, 1.0) for name in configuration.weight.critics}
     if spaces.action.kind == "box":
-        actor["log_std"] = np.full(spaces.action.outputs, network.initial_log_std, np.float32)
-    shape, each = (size,), np.zeros(configuration.run.num_envs, np.float32)
-    statistics = lambda shape: RunningStatistics(np.zeros(shape, np.float32), np.ones(shape, np.float32), np.float32(0))  # noqa: E731
+        actor["log_std"] = np.full(spaces.action.outputs, configuration.initial_log_std, np.float32)
+    each = np.zeros(configuration.run.num_envs, np.float32)
     objective = configuration.objective
     return Learner(
         actor=Network(actor, _fresh_optimizer(configuration, actor)),
         critic=Network(critic, _fresh_optimizer(configuration, critic)),
-        observations=statistics(shape),
-        rewards=statistics(()),
+        observations=no_statistics((size,)),
+        rewards=no_statistics(()),
         returns=each,
         elapsed=each,
         collected=each,

@@ -1,0 +1,58 @@
+"""What a run's numbers say that a user should be told once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from surefoot.control.configuration import TrainConfiguration
+from surefoot.control.iterations.common import Iteration, Outcome
+from surefoot.control.policies.spaces import Spaces
+
+REPORTS = 20
+"""So many reports a critic is given to explain something."""
+FEWEST = 5
+"""A run of fewer reports says nothing of its critic."""
+HARDLY = 16
+"""So many times the smallest spread that is not rounding, few values are left to tell apart."""
+
+
+class Watch:
+    """Looks at the reports of one run."""
+
+    def __init__(self, configuration: TrainConfiguration, spaces: Spaces) -> None:
+        self._spaces = spaces
+        self._normalizes = configuration.normalization.normalize_observations
+        reports = configuration.iterations // configuration.rollouts_per_report
+        # Of reports with several rollouts the metric is a mean, which one rollout with hardly any variance decides.
+        watched = configuration.rollouts_per_report == 1 and reports >= FEWEST
+        self._until = min(REPORTS, reports) if watched else 0
+        self._reports, self._best = 0, -np.inf
+
+    def of_report(self, iteration: Iteration, outcome: Outcome) -> Iterator[str]:
+        """Sentences about the report that ``iteration`` has just made."""
+        self._reports += 1
+        if self._reports == 1 and self._normalizes:
+            yield from self._of_observations(iteration)
+        explained = outcome.metrics.get("critic/explained_variance")
+        if explained is None or self._reports > self._until:
+            return
+        self._best = max([self._best, *explained[np.isfinite(explained)]])
+        if self._reports == self._until and -np.inf < self._best <= 0:
+            yield (
+                f"critic/explained_variance was at or below 0 in each of the first {self._reports} reports: the critic says nothing of"
+                " the returns that one number would not; look at the rewards, or change --critic-learning-rate"
+            )
+
+    def _of_observations(self, iteration: Iteration) -> Iterator[str]:
+        statistics = iteration.learners()[0].observations
+        size, spread = np.abs(statistics.mean), np.sqrt(statistics.variance)
+        hardly = (spread > 0) & (spread < HARDLY * self._spaces.resolution * size)
+        dtype = "float32" if self._spaces == self._spaces.in_float32() else self._spaces.observation_dtype
+        for i in np.flatnonzero(hardly)[:1]:
+            others = f" (and {hardly.sum() - 1} more like it)" if hardly.sum() > 1 else ""
+            yield (
+                f"component {i} of the observations{others} is {statistics.mean[i]:.3g} with a spread of {spread[i]:.1g}, which {dtype}"
+                " can hardly tell apart; shift it in the environment"
+            )
