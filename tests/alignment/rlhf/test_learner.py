@@ -70,10 +70,56 @@ def test_a_sampler_that_disagrees_a_little_is_said_once_and_scored_again():
         assert abs(metrics["ratio/highest"] - 1) < 1e-5
     assert one.ratio_error == pytest.approx(np.expm1(0.02), abs=1e-4)
     assert len(said) == 1
+    assert "where rounding explains" in said[0]
     assert "computed again" in said[0]
     plain = learner(update_epochs=1)
     iterate(plain, 3)
     torch.testing.assert_close(weights_of(one.actor.model), weights_of(plain.actor.model), rtol=0, atol=1e-4)
+
+
+def noisy(layers=2, dtype=torch.float32, **choices):
+    """Of so many layers, sharp enough for rounding errors to grow."""
+    model = language_model(num_hidden_layers=layers).to(dtype)
+    one = learner(
+        model=model, critic=None, **{"weight": "leave-one-out", "update_epochs": 1, "answers_per_prompt": 8} | choices
+    )
+    said = []
+    one.say = said.append
+    return one, said
+
+
+@pytest.mark.parametrize("layers", [2, 12, 40])
+def test_what_rounding_makes_of_many_layers_costs_no_forward_pass(layers):
+    one, said = noisy(layers, longest_answer=16)
+    iterate(one)
+    assert layers == 2 or one.ratio_error > 1e-5
+    assert said == []
+    assert not one.state()[1]["scores_again"]
+
+
+@pytest.mark.parametrize("layers", [2, 40])
+@pytest.mark.parametrize("wrong", ["constant", "temperature", "one token", "position"])
+def test_a_sampler_that_is_wrong_is_caught_however_many_layers_there_are(layers, wrong):
+    """By more than rounding could explain, in the last digit of a log-probability that anybody would read."""
+    one, said = noisy(layers, temperature=1.0)
+    if wrong == "temperature":
+        one.sampler._under = AnswerDistribution(1.01, ends=(EOS,))
+    else:
+        wrong_by(one, {"constant": [2e-3], "one token": [0.0] * 4 + [2e-3], "position": [0.0, 2e-3]}[wrong])
+    iterate(one)
+    assert len(said) == 1
+    assert "where rounding explains" in said[0]
+
+
+def test_half_the_bits_are_scored_again_and_the_reason_is_named():
+    one, said = noisy(dtype=torch.bfloat16)
+    with torch.no_grad():
+        for parameter in one.actor.model.parameters():
+            parameter *= 0.5  # less sharp, as a real model is
+    iterate(one)
+    assert 1e-3 < one.ratio_error < 0.3
+    assert "which rounding explains" in said[0]
+    assert said[0].endswith("--precision float32 avoids it")
 
 
 @pytest.mark.parametrize("errors", [[0.0, 0.4], [-0.4], [np.nan]])

@@ -33,6 +33,7 @@ from surefoot.alignment.rlhf.configuration import PPOConfiguration
 from surefoot.alignment.rlhf.critic import Critic
 from surefoot.alignment.rlhf.experience import Answered, Experience, places, side_by_side
 from surefoot.alignment.rlhf.objective import Share, accumulate_gradients
+from surefoot.alignment.rlhf.ratios import HARMLESS, LARGEST_DISAGREEMENT, ROUNDINGS, ratio_tolerance
 from surefoot.alignment.rlhf.weighing import RewardScale, Weighed, token_rewards, weigh
 from surefoot.alignment.sampling.sampler import Sampler
 from surefoot.equations import adapt_kl_coefficient_proportionally, masked_mean
@@ -40,10 +41,6 @@ from surefoot.errors import Caution, RunError
 
 Metrics = dict[str, float]
 
-RATIO_TOLERANCE = 1e-5
-"""How far the first ratio may be from 1 in float32."""
-LARGEST_DISAGREEMENT = 0.3
-"""Beyond it no precision explains that sampling and scoring differ."""
 SAMPLING, ORDER = 1, 2
 """Which stream of random numbers."""
 NUMBERS = ("iterations", "beta", "ratio_error", "skipped", "skipped_in_row")
@@ -234,18 +231,22 @@ class PolicyOptimization:
         list(self._halves.map(lambda part: self._score_again(part, experience), experience.batch))
         computed = experience.log_probabilities
         self.ratio_error = float(torch.expm1((computed - kept).abs()).max())
-        if not self.ratio_error <= LARGEST_DISAGREEMENT:
+        count, temperature = int(experience.lengths.sum()), self.settings.temperature
+        tolerance = ratio_tolerance(self.actor, temperature=temperature, tokens=count)
+        found = f"the first ratios of the update differ from 1 by up to {self.ratio_error:.1e}"
+        if not self.ratio_error <= max(tolerance, LARGEST_DISAGREEMENT):
             raise RunError(
-                f"the first ratios of the update differ from 1 by up to {self.ratio_error:.1e}: answers are not sampled from the"
-                " distribution that they are scored under, and nothing could be learnt from them"
+                f"{found}: answers are not sampled from the distribution that they are scored under, and nothing could be learnt from them"
             )
-        if self.ratio_error <= RATIO_TOLERANCE:
+        if self.ratio_error <= min(tolerance, HARMLESS * self.settings.clip_range):
             experience.log_probabilities = kept
             return
         self._scores_again = True
+        why = "which rounding explains" if self.ratio_error <= tolerance else f"where rounding explains {tolerance:.1e}"
+        half = self.actor.autocast or self.actor.head.weight.dtype in ROUNDINGS
         self.say(
-            f"the first ratios of the update differ from 1 by up to {self.ratio_error:.1e}, more than {RATIO_TOLERANCE}:"
-            " log-probabilities are computed again before every update, which costs a forward pass"
+            f"{found}, {why}: log-probabilities are computed again before every update, which costs a forward pass"
+            + ("; --precision float32 avoids it" if half else "")
         )
 
     def _update(self, experience: Experience, weighed: Weighed) -> Metrics:
