@@ -77,12 +77,20 @@ def assert_equal(mine, model, theirs, gradients, record_property):
     assert len(gradients) == sum(p.grad is not None for p in model.parameters())
 
 
-def test_dpo(rows, tmp_path, record_property):
+@pytest.mark.parametrize(
+    ("loss_type", "choices"),
+    [
+        ("sigmoid", {}),
+        ("sigmoid_norm", {"length_normalized": True}),
+        ("ipo", {"objective": "ipo", "length_normalized": True}),
+    ],
+)
+def test_dpo(loss_type, choices, rows, tmp_path, record_property):
     save_language_model(tmp_path / "model")
     tokenizer = load_tokenizer(str(tmp_path / "model"))
     reference = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     policy, copy = (shifted(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), 1).eval() for _ in range(2))
-    config = trl.DPOConfig(beta=0.3, **settings(tmp_path))
+    config = trl.DPOConfig(beta=0.3, loss_type=[loss_type], **settings(tmp_path))
     trainer = trl.DPOTrainer(
         model=copy, ref_model=reference, args=config, train_dataset=datasets.Dataset.from_list(ROWS), processing_class=tokenizer
     )
@@ -92,8 +100,8 @@ def test_dpo(rows, tmp_path, record_property):
     method = DirectPreferenceOptimization(
         likelihood,
         LiveReference(likelihood.of(AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval())),
-        DPOConfiguration(beta=0.3),
-        "bradley-terry",
+        DPOConfiguration(beta=0.3, **choices),
+        choices.get("objective", "bradley-terry"),
     )
     mine = method.parts(examples, method.denominators(examples)).loss
     assert_equal(mine, policy, theirs, gradients, record_property)

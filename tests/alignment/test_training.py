@@ -346,6 +346,8 @@ OPTIONS = [
     ("dpo", "objective", {"beta": 1.0}),
     ("dpo", "objective", {"objective": "ipo"}),
     ("dpo", "objective", {"label_smoothing": 0.3}),
+    ("dpo", "objective", {"length_normalized": True}),
+    ("dpo", "objective", {"objective": "ipo", "length_normalized": True}),
     ("dpo", "objective", {"supervised_weight": 1.0}),
     ("reward", "objective", {"centering": 1.0}),
 ]

@@ -304,6 +304,7 @@ def test_configurations_of_runs_that_are_evaluated(data, trained, tmp_path, caps
         "beta",
         "objective",
         "label_smoothing",
+        "length_normalized",
         "ranking_top",
         "supervised_weight",
         "trust_remote_code",

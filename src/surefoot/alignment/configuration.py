@@ -135,6 +135,9 @@ class DPOConfiguration(Settings):
     more ranked answers, else bradley-terry."""
     ranking_top: int | None = None
     """How many of the first places plackett-luce explains; none explains the whole ranking."""
+    length_normalized: bool = False
+    """Divide every answer's log-ratio by its number of tokens, in the loss and in the implicit reward, whatever the objective. ipo's
+    published results are of this form; β is then per token, and wants to be larger."""
     label_smoothing: float = 0.0
     """ε, the share of labels that bradley-terry takes for wrong (conservative DPO)."""
     supervised_weight: float = 0.0
@@ -176,6 +179,10 @@ def _check_ranking(objective: str, top: int | None) -> None:
 
 OBJECTIVES: dict[str, type] = {"reward": RewardConfiguration, "dpo": DPOConfiguration, "ppo": PPOConfiguration}
 """The choices of each method that has some."""
+
+
+ADDED_LATER = frozenset({"length_normalized"})
+"""Settings that older runs do not record: their defaults are what those runs did."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +250,9 @@ class AlignConfiguration(Settings):
             kinds["objective"] = OBJECTIVES[method]
         known = ["method", *(f.name for kind in kinds.values() for f in fields(kind))]
         refuse_unknown(settings, known)
-        missing = [name for name in known if name not in settings]  # a default of today may not be that of the run
+        missing = [
+            name for name in known if name not in settings and name not in ADDED_LATER
+        ]  # a default may have changed since
         require(not missing, f"there is no setting {', '.join(missing)}; all are needed")
         return AlignConfiguration(method, **{name: part_from(kind, settings) for name, kind in kinds.items()})
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from surefoot.alignment.configuration import OBJECTIVES, DPOConfiguration, RewardConfiguration
+from surefoot.alignment.configuration import ADDED_LATER, OBJECTIVES, DPOConfiguration, RewardConfiguration
 from surefoot.alignment.data.configuration import DataConfiguration, FormatName, Overlong
 from surefoot.alignment.data.loading import load_examples
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
@@ -159,7 +159,7 @@ def _recorded(run: Path) -> dict[str, Any]:
         "comparison",
     }
     wanted |= {"reference_fingerprint"} | ({field.name for field in fields(kind)} if kind is not None else set())
-    missing = sorted(wanted - recorded.keys())
+    missing = sorted(wanted - recorded.keys() - ADDED_LATER)
     require(not missing, f"{run / CONFIGURATION_FILE} lacks {', '.join(missing)}; it was altered, or is of another version")
     try:
         part_from(_Recorded, recorded)

@@ -11,7 +11,7 @@ import torch
 
 from surefoot.alignment.configuration import DPOConfiguration, RewardConfiguration
 from surefoot.alignment.data.examples import Example, implied_pairs
-from surefoot.alignment.likelihood.likelihood import Likelihood
+from surefoot.alignment.likelihood.likelihood import CompletionLogProbabilities, Likelihood
 from surefoot.alignment.methods.comparisons import choose_comparison
 from surefoot.alignment.methods.dpo import DirectPreferenceOptimization
 from surefoot.alignment.methods.reward import RewardModelling
@@ -89,10 +89,11 @@ def assert_same(model, mine, theirs):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5, msg=name)
 
 
-def rewards_of(policy, plain, e, beta):
+def rewards_of(policy, plain, e, beta, *, length_normalized=False):
+    reduced = torch.mean if length_normalized else torch.sum
     with torch.no_grad():
-        reference = torch.stack([log_probability(plain, e.prompt, c).sum() for c in e.completions])
-    return beta * (torch.stack([log_probability(policy, e.prompt, c).sum() for c in e.completions]) - reference)
+        reference = torch.stack([reduced(log_probability(plain, e.prompt, c)) for c in e.completions])
+    return beta * (torch.stack([reduced(log_probability(policy, e.prompt, c)) for c in e.completions]) - reference)
 
 
 def written_out(e, rewards, objective, *, smoothing=0.0, beta=0.5, top=None, margins=False):
@@ -113,12 +114,14 @@ def written_out(e, rewards, objective, *, smoothing=0.0, beta=0.5, top=None, mar
     return sum(terms) / len(terms)
 
 
+@pytest.mark.parametrize("length_normalized", [False, True])
 @pytest.mark.parametrize(
     ("examples", "objective", "choices"),
     [
         (PAIRS, "bradley-terry", {}),
         (PAIRS, "bradley-terry", {"label_smoothing": 0.2}),
         (PAIRS, "ipo", {}),
+        (RANKED, "ipo", {}),
         (PAIRS, "plackett-luce", {}),
         (RANKED, "plackett-luce", {}),
         (RANKED, "plackett-luce", {"ranking_top": 1}),
@@ -126,14 +129,16 @@ def written_out(e, rewards, objective, *, smoothing=0.0, beta=0.5, top=None, mar
         (TIED, "plackett-luce", {}),
     ],
 )
-def test_dpo_is_the_formula(examples, objective, choices):
-    method, policy, plain = dpo(examples, beta=0.5, objective=objective, **choices)
-    mine, _ = loss_of(method, examples)
+def test_dpo_is_the_formula(examples, objective, choices, length_normalized):
+    method, policy, plain = dpo(
+        examples, beta=0.5, objective=objective, **({"length_normalized": True} if length_normalized else {}), **choices
+    )
+    mine, (share,) = loss_of(method, examples)
     method.likelihood.release()
     theirs = sum(
         written_out(
             e,
-            rewards_of(policy, plain, e, 0.5),
+            rewards_of(policy, plain, e, 0.5, length_normalized=length_normalized),
             objective,
             smoothing=choices.get("label_smoothing", 0.0),
             top=choices.get("ranking_top"),
@@ -141,6 +146,38 @@ def test_dpo_is_the_formula(examples, objective, choices):
         for e in examples
     )
     assert_same(policy, mine, theirs / len(examples))
+    better = [
+        rewards_of(policy, plain, e, 0.5, length_normalized=length_normalized)[[i for i, _ in e.pairs]].mean().item()
+        for e in examples
+    ]
+    total, count = share.sums["rewards/chosen"]
+    assert float(total) / count == pytest.approx(np.mean(better), abs=2e-5)
+
+
+def test_by_hand_identity_preference_optimisation_of_means_is_that_of_trl():
+    """Log-ratios 0.6 over three tokens and −0.4 over two: (0.2 + 0.2 − 1/(2 β))² as TRL and the method's authors have it."""
+
+    class Said:
+        device = torch.device("cpu")
+
+        def completions(self, groups):
+            lengths = [len(answer) for _, answers in groups for answer in answers]
+            of = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+            given = torch.tensor([0.1, 0.2, 0.3, -0.5, 0.1]) - 1.0
+            return CompletionLogProbabilities(given, of, torch.zeros_like(of), len(lengths))
+
+    class Before:
+        def log_probabilities(self, examples):
+            return torch.tensor([-3.0, -2.0])
+
+    words = (np.array([3, 4, 1], np.int32), np.array([5, 1], np.int32))
+    one = Example(1, np.array([6], np.int32), words, (1, 2), ((0, 1),))
+    settings = DPOConfiguration(beta=0.25, objective="ipo", length_normalized=True)
+    method = DirectPreferenceOptimization(Said(), Before(), settings, "ipo")
+    parts = method.parts([one], method.denominators([one]))
+    assert float(parts.loss) == pytest.approx((0.2 + 0.2 - 2.0) ** 2, abs=1e-6)
+    assert float(parts.sums["margin"][0]) == pytest.approx(0.25 * 0.4, abs=1e-6)
+    assert float(parts.sums["log_ratio/chosen"][0]) == pytest.approx(0.6, abs=1e-6)
 
 
 def test_the_supervised_term_is_the_mean_over_tokens_of_the_best_answers():

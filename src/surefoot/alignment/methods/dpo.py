@@ -19,7 +19,8 @@ class DirectPreferenceOptimization:
     """L = mean over prompts of −log P(preferences | r̂), with r̂(x,y) = β (log π(y|x) − log π_ref(y|x)).
 
     P is Bradley–Terry's, averaged over the prompt's pairs, or Plackett–Luce's of the whole ranking; ipo pulls the log-ratios'
-    difference to 1/(2β) instead. With a supervised weight α, plus α times the mean of −log π per token over the best answers.
+    difference to 1/(2β) instead. Normalised by length, every log-ratio, and with it r̂, is divided by |y|, EOS included. With a
+    supervised weight α, plus α times the mean of −log π per token over the best answers.
 
     Args:
         likelihood: of the policy being trained.
@@ -49,12 +50,17 @@ class DirectPreferenceOptimization:
         completions = self.likelihood.completions(groups_of(examples))
         likely = completions.sums()
         reference = self.reference.log_probabilities(examples)
-        rewards = implicit_rewards(log_probabilities=likely, reference_log_probabilities=reference, beta=settings.beta)
+        # The mean over an answer's tokens where that was asked for, else the sum.
+        tokens = likely.new_tensor([len(answer) for example in examples for answer in example.completions])
+        share = 1 / tokens if settings.length_normalized else torch.ones_like(tokens)
+        rewards = implicit_rewards(
+            log_probabilities=likely * share, reference_log_probabilities=reference * share, beta=settings.beta
+        )
         comparisons = Comparisons.of(examples, likely.device)
         if self.comparison == "plackett-luce":
             terms = comparisons.plackett_luce(rewards, top=settings.ranking_top)
         elif self.comparison == "ipo":
-            ratios = likely - reference
+            ratios = (likely - reference) * share
             pairs = ipo_loss(
                 better_log_ratios=ratios[comparisons.better], worse_log_ratios=ratios[comparisons.worse], beta=settings.beta
             )
