@@ -283,6 +283,8 @@ def test_data_for_evaluation_decide_nothing_about_the_training(model, tmp_path):
     [
         ("dpo", pairs, {"objective": {"label_smoothing": 0.3}}),
         ("dpo", pairs, {"objective": {"objective": "ipo"}}),
+        ("dpo", pairs, {"objective": {"objective": "ipo", "length_normalized": True}}),
+        ("dpo", rankings, {"objective": {"length_normalized": True}}),
         ("reward", rankings, {"objective": {"objective": "bradley-terry"}}),
         ("dpo", rankings, {"objective": {"ranking_top": 1}}),
         ("dpo", pairs, {"data_options": {"max_length": 7, "overlong": "drop"}}),
@@ -291,6 +293,16 @@ def test_data_for_evaluation_decide_nothing_about_the_training(model, tmp_path):
 def test_evaluation_afterwards_computes_the_loss_that_the_run_had(method, kind, choices, model, tmp_path):
     data = kind(tmp_path)
     result = run(method, model, data, tmp_path / "run", eval_data=str(data), **choices)
+    again = evaluate_alignment(tmp_path / "run", data=str(data))
+    assert again["loss"] == pytest.approx(result["final_loss"], abs=1e-5)
+
+
+def test_a_run_of_before_there_were_means_is_one_of_sums(model, tmp_path):
+    data = pairs(tmp_path)
+    result = run("dpo", model, data, tmp_path / "run", eval_data=str(data))
+    recorded = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert recorded.pop("length_normalized") is False
+    (tmp_path / "run" / "config.json").write_text(json.dumps(recorded))
     again = evaluate_alignment(tmp_path / "run", data=str(data))
     assert again["loss"] == pytest.approx(result["final_loss"], abs=1e-5)
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from surefoot.alignment.data.configuration import DataConfiguration
 from surefoot.alignment.data.loading import load_examples
+from surefoot.alignment.data.prompts import load_prompts
+from surefoot.alignment.data.reading.rows import MARKED_BAD
 from surefoot.errors import UsageError
 from tests.alignment.data.helpers import PAIR, assistant, load, reasons, texts, user
 from tests.alignment.tokenizers import gpt2_like, llama_like, qwen_like, word_level
@@ -169,3 +171,27 @@ def test_csv_holds_rankings_as_json(tmp_path):
     data = load_examples(DataConfiguration(str(path), cache=False), word_level(), purpose="preference")
     assert data.examples[0].ranks == (2, 1)
     assert data.description["source"] == str(path)
+
+
+@pytest.mark.parametrize("row", [{"prompt": "what is", "completion": "no"}, {"messages": [user("what is"), assistant("no")]}])
+@pytest.mark.parametrize(
+    ("label", "used"), [(False, False), (0, False), ("False", False), (True, True), (None, True), ("sport", True)]
+)
+def test_an_answer_that_is_marked_as_bad_is_not_imitated(row, label, used):
+    good = {**row, "label": True}
+    data = load([good, {**row, "label": label}, good], qwen_like(), "sft")
+    assert data.description["used"] == (3 if used else 2)
+    assert reasons(data) == ({} if used else {MARKED_BAD: 1})
+    assert "label" in data.description["columns"]
+    assert used or any(MARKED_BAD in notice for notice in data.notices)
+
+
+def test_data_of_bad_answers_alone_are_refused_in_a_sentence():
+    with pytest.raises(UsageError, match="no row that can be used: its label marks its answer as a bad one"):
+        load([{"prompt": "what is", "completion": "no", "label": False}] * 3, gpt2_like(), "sft")
+
+
+def test_prompts_are_asked_whatever_their_recorded_answers_were_worth(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "what is", "completion": "no", "label": false}\n')
+    configuration = DataConfiguration(str(tmp_path / "rows.jsonl"), cache=False)
+    assert len(load_prompts(configuration, gpt2_like(), longest_answer=8).prompts) == 1

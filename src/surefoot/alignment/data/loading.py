@@ -14,7 +14,7 @@ from surefoot.alignment.data.examples import Example, Row
 from surefoot.alignment.data.notices import notices_of
 from surefoot.alignment.data.reading.formats import PROMPTS, Format, recognise, with_usual_columns
 from surefoot.alignment.data.reading.implicit_prompt import TURN_MARKER
-from surefoot.alignment.data.reading.rows import demonstrated, preferred, read_prompt, read_row
+from surefoot.alignment.data.reading.rows import demonstrated, preferred, read_prompt, read_row, refuse_marked
 from surefoot.alignment.data.reading.sources import Source, open_source
 from surefoot.alignment.data.reading.tally import Tally, Unusable, phrases
 from surefoot.alignment.data.tokenization.ends import require_eos
@@ -146,6 +146,8 @@ def read_rows(source: Source, configuration: DataConfiguration, *, purpose: Purp
             row = read_row(number, row_fields, shape)
             if purpose == "preference" and configuration.ties == "refuse":
                 _refuse_ties(row, source.name)
+            if not shape.preferences:
+                refuse_marked(row_fields)
             rows.append(preferred(row) if purpose == "preference" else demonstrated(row))
         except Unusable as reason:
             tally.add(number, str(reason))

@@ -51,8 +51,8 @@ PREFERENCES = (
     ),
 )
 DEMONSTRATIONS = (
-    Format("completion", ("prompt", "completion"), False, "one answer to a prompt"),
-    Format("messages", ("messages",), False, "conversations, whose last message is the answer"),
+    Format("completion", ("prompt", "completion"), False, "one answer to a prompt", optional=("label",)),
+    Format("messages", ("messages",), False, "conversations, whose last message is the answer", optional=("label",)),
 )
 PROMPTS = Format(
     "prompt",

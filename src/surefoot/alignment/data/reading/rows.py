@@ -17,6 +17,7 @@ from surefoot.alignment.data.reading.tally import EMPTY, IDENTICAL, Unusable
 
 NO_ANSWER = "an answer is neither a text nor a list of messages"
 UNKNOWN_RANKS = "its ranks are not whole numbers from 0 or 1 upwards, one per answer"
+MARKED_BAD = "its label marks its answer as a bad one, which fine-tuning would imitate"
 UNKNOWN_PAIRS = "its pairs are not [better, worse], two different places in the list of answers"
 
 
@@ -100,6 +101,17 @@ def demonstrated(row: Row) -> Row:
     if is_empty(row.completions[best]):
         raise Unusable(EMPTY)
     return Row(row.number, row.prompt, (row.completions[best],))
+
+
+def refuse_marked(fields: Any) -> None:
+    """Refuse a demonstration that is marked as a bad one; a label that is neither true nor false marks nothing.
+
+    Raises:
+        Unusable: it is.
+    """
+    label = fields.get("label") if isinstance(fields, dict) else None
+    if label.strip().lower() == "false" if isinstance(label, str) else isinstance(label, int | float) and label == 0:
+        raise Unusable(MARKED_BAD)
 
 
 def is_empty(text: Text) -> bool:
