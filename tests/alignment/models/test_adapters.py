@@ -170,18 +170,28 @@ def test_layers_that_an_adapter_would_not_reach_are_left_out_and_named():
     adapted = trained(add_adapter(build("mamba"), RANK_TWO, notify=notices.append))
     layers = {name.split(".lora_")[0].rpartition(".")[2] for name, _ in trainable_parameters(adapted)}
     assert layers == {"in_proj", "x_proj"}
-    assert notices == ["dt_proj, out_proj get no adapter: mamba reads their weights past the layer"]
+    assert notices == ["dt_proj, out_proj get no adapter: mamba does not use them as plain linear layers"]
     plain = build("mamba")
     plain.load_state_dict(merged_weights(adapted))
     torch.testing.assert_close(plain(IDS).logits, adapted.eval()(IDS).logits, rtol=1e-3, atol=1e-3)
     for name in ("dt_proj", "out_proj"):
-        with pytest.raises(
-            UsageError, match=f"--lora-targets: an adapter of '{name}' would do nothing: mamba reads its weight"
-        ):
+        with pytest.raises(UsageError, match=f"--lora-targets: '{name}' cannot have an adapter: mamba does not use it"):
             add_adapter(build("mamba"), AdapterConfiguration(lora_rank=2, lora_targets=f"in_proj,{name}"))
     notices.clear()
     add_adapter(language_model(), RANK_TWO, notify=notices.append)
     assert notices == []
+
+
+@pytest.mark.parametrize(
+    "name", ["llama4_text", "mixtral", "jamba"]
+)  # a router that is a layer of its own, experts in one tensor, both
+def test_what_is_merged_computes_what_was_trained(name):
+    adapted = trained(add_adapter(build(name), RANK_TWO, notify=lambda sentence: None))
+    plain = build(name)
+    plain.load_state_dict(merged_weights(adapted))
+    expected = adapted.eval()(IDS).logits
+    torch.testing.assert_close(plain(IDS).logits, expected, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(build(name)(IDS).logits, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_what_peft_complains_about_is_one_sentence(monkeypatch):

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from surefoot.alignment.models.configuration import AdapterConfiguration
 from surefoot.alignment.models.folders import sentences
 from surefoot.alignment.models.loading import hidden_states_and_head
+from surefoot.alignment.models.merging import plain_name
 from surefoot.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def add_adapter(
         model: causal, or for sequence classification; it becomes part of the result.
         configuration: with a rank of at least 1.
         seed: of A, without a trace in PyTorch's own random state.
-        notify: takes a sentence on layers that are left out: state-space models read some weights past their layer.
+        notify: takes a sentence on layers that are left out, since the model does not use them as linear layers.
 
     Raises:
         UsageError: a target is not the name of a linear layer that PEFT can adapt, or there is none.
@@ -59,14 +60,14 @@ def add_adapter(
     name = model.name_or_path or kind
     with torch.random.fork_rng(), sentences(name, "be given an adapter"):
         torch.manual_seed(seed)
-        left_out = _read_past_their_layer(trunk)
+        left_out = _not_plainly_linear(trunk)
         left_out |= {layer for layer in _linear_layers(trunk) if _is_refused(settings, model, layer)}
     if isinstance(settings.target_modules, str):
         settings.exclude_modules = sorted(left_out) or None
         if left_out:
-            notify(f"{', '.join(sorted(left_out))} get no adapter: {kind} reads their weights past the layer")
+            notify(f"{', '.join(sorted(left_out))} get no adapter: {kind} does not use them as plain linear layers")
     elif named := sorted(left_out.intersection(settings.target_modules or ())):
-        raise UsageError(f"--lora-targets: an adapter of {named[0]!r} would do nothing: {kind} reads its weight past the layer")
+        raise UsageError(f"--lora-targets: {named[0]!r} cannot have an adapter: {kind} does not use it as a plain linear layer")
     with torch.random.fork_rng(), sentences(name, "be given an adapter"):
         torch.manual_seed(seed)
         return get_peft_model(model, settings)
@@ -115,32 +116,19 @@ def merged_weights(model: PeftModel) -> dict[str, torch.Tensor]:
     whole: dict[tuple[int, torch.Size, tuple[int, ...]], torch.Tensor] = {}
     weights: dict[str, torch.Tensor] = {}
     for key, tensor in there.items():
-        name = _plain_name(key, adapter)
-        if name is None:
+        if ".lora_" in key or ".original_module." in key:
             continue
+        name = plain_name(key).replace(f".modules_to_save.{adapter}.", ".")
         place = tensor.data_ptr(), tensor.shape, tensor.stride()
         if place not in whole:
             whole[place] = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else None)
         weights[name] = whole[place]
     for name, layer in inner.named_modules():
         if adapter in getattr(layer, "lora_A", {}):
+            name = plain_name(f"{name}.{getattr(layer, 'parameter_name', 'weight')}")  # experts are parameters of one layer
             # The sum is a new tensor: what is trained, or tied to it, stays as it is.
-            weights[f"{name}.weight"] = weights[f"{name}.weight"] + _added(layer, adapter)
+            weights[name] = weights[name] + layer.get_delta_weight(adapter).detach().to("cpu", torch.float32)
     return weights
-
-
-def _plain_name(key: str, adapter: str) -> str | None:
-    """A weight's name in the model without PEFT's layers around its own; None for one that is not in it."""
-    if ".lora_" in key or ".original_module." in key:
-        return None
-    return key.replace(".base_layer.", ".").replace(f".modules_to_save.{adapter}.", ".")
-
-
-def _added(layer: Any, adapter: str) -> torch.Tensor:
-    """(α/r) B A, laid out as the layer's weight is; float32, on the CPU."""
-    a, b = (side[adapter].weight.detach().to("cpu", torch.float32) for side in (layer.lora_A, layer.lora_B))
-    added = layer.scaling[adapter] * (b @ a)
-    return added.T if layer.fan_in_fan_out else added
 
 
 def _targets(trunk: torch.nn.Module, wanted: str) -> str | list[str]:
@@ -161,25 +149,26 @@ def _linear_layers(trunk: torch.nn.Module) -> set[str]:
     return {name.rpartition(".")[2] for name, module in trunk.named_modules() if isinstance(module, linear)}
 
 
-def _read_past_their_layer(trunk: PreTrainedModel) -> set[str]:
-    """Last parts of the names of linear layers whose weight is read without the layer being called, as state-space models do.
+def _not_plainly_linear(trunk: PreTrainedModel) -> set[str]:
+    """Last parts of the names of linear layers that do more than W x, or whose weight is read without the layer being called.
 
-    An adapter there would have no effect in training, and one when it is merged. Layers that are not called for these two tokens, and have
-    no gradient either, are those of other experts.
+    An adapter would fail at the former. At the latter, which state-space models have, it would have no effect in training, and one when it
+    is merged. Layers that are not called for these two tokens, and have no gradient either, are those of other experts.
     """
     linear = torch.nn.Linear | Conv1D
     layers: dict[str, Any] = {name: module for name, module in trunk.named_modules() if isinstance(module, linear)}
-    tokens, called = torch.tensor([[0, 1]], device=trunk.device), set()
-    hooks = [layer.register_forward_pre_hook(lambda layer, _: called.add(layer)) for layer in layers.values()]
+    tokens, called = torch.tensor([[0, 1]], device=trunk.device), dict[Any, Any]()
+    hooks = [layer.register_forward_hook(lambda layer, _, output: called.update({layer: output})) for layer in layers.values()]
     try:
         with torch.no_grad():
             trunk(tokens, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
+    more = {name for name, layer in layers.items() if layer in called and not isinstance(called[layer], torch.Tensor)}
     silent = {name: layer.weight for name, layer in layers.items() if layer not in called}
     if not silent:
-        return set()
+        return {name.rpartition(".")[2] for name in more}
     learnt = [parameter for parameter in trunk.parameters() if parameter.requires_grad]
     trunk.requires_grad_(False)
     for weight in silent.values():
@@ -191,7 +180,8 @@ def _read_past_their_layer(trunk: PreTrainedModel) -> set[str]:
         trunk.requires_grad_(False)
         for parameter in learnt:
             parameter.requires_grad_(True)
-    return {name.rpartition(".")[2] for name, gradient in zip(silent, gradients, strict=False) if gradient is not None}
+    past = {name for name, gradient in zip(silent, gradients, strict=False) if gradient is not None}
+    return {name.rpartition(".")[2] for name in more | past}
 
 
 def _is_refused(settings: LoraConfig, model: PreTrainedModel, name: str) -> bool:

@@ -148,7 +148,8 @@ def hidden_states_and_head(model: Any) -> tuple[PreTrainedModel, torch.nn.Linear
         head = getattr(inner, _head_name(inner))
         if hasattr(head, "modules_to_save"):  # PEFT's wrapper; the head that is trained is inside
             head = head.modules_to_save[head.active_adapters[0]]
-    return inner.base_model, head
+    # Llama 4 names as its base what it is itself a part of, and has none of that name.
+    return getattr(inner, "model", inner) if inner.base_model is inner else inner.base_model, head
 
 
 def _language_model(configuration: ModelConfiguration, notify: Callable[[str], None]) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,15 +65,19 @@ def merged_into(
 
     base_name = settings.base_model_name_or_path
     with sentences(name):
-        weights = {_plain_name(key): tensor for key, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
+        weights = {plain_name(key.removeprefix(PREFIX)): tensor for key, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
         _settle_rows(base, weights, notify, name)
         there = {key: tensor for key, tensor in base.state_dict().items() if key in weights}
         kept = {key: tensor.clone() for key, tensor in there.items() if _same_but_for_rounding(tensor, weights[key])}
         _untie(base, weights, kept, settings)
         adapted: Any = PeftModel.from_pretrained(base, str(folder), config=settings)
-        wanted = {_plain_name(key) for key in get_peft_model_state_dict(adapted, save_embedding_layers=False)}
+        wanted = {
+            plain_name(key.removeprefix(PREFIX)) for key in get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        }
         whole = base.state_dict()
-        own = {_plain_name(key): tensor for key, tensor in whole.items()}  # the same memory, with or without layers around them
+        own = {
+            plain_name(key.removeprefix(PREFIX)): tensor for key, tensor in whole.items()
+        }  # the same memory, with or without layers around them
         replaced = (weights.keys() & own.keys()) - wanted
         if stray := wanted.symmetric_difference(weights.keys()) - replaced:
             raise ValueError(f"it does not fit its base model {base_name}, as {PREFIX}{some(stray)} shows")
@@ -91,9 +96,9 @@ def merged_into(
     return merged.requires_grad_(True)
 
 
-def _plain_name(key: str) -> str:
-    """A weight's name in the base model, where it is one of its weights."""
-    return key.removeprefix(PREFIX).replace(".base_layer.", ".")
+def plain_name(key: str) -> str:
+    """A weight's name in the base model, without PEFT's layers around its own, of which there may be several."""
+    return re.sub(r"(\.base_layer)+\.", ".", key)
 
 
 def _settle_rows(base: PreTrainedModel, weights: Weights, notify: Callable[[str], None], name: str) -> None:
