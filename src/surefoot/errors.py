@@ -70,6 +70,12 @@ def what_it_says(error: BaseException | None) -> str:
     return " ".join(lines[:count])[:LONGEST_QUOTATION].rstrip(".: ") or type(error).__name__
 
 
+def words_of(error: BaseException) -> str:
+    """What an exception says, on one line after a colon; nothing where it says nothing, as many that are raised by libraries do."""
+    words = " ".join(str(error).split())
+    return words and f": {words}"
+
+
 def require(condition: bool, sentence: str) -> None:
     """Raise :class:`UsageError` with the sentence unless the condition holds."""
     if not condition:

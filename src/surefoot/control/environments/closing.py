@@ -11,7 +11,7 @@ from typing import Any
 
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
-from surefoot.errors import Caution
+from surefoot.errors import Caution, words_of
 
 LIMIT, AFTER_FAILURE = 30.0, 5.0
 """Seconds that an environment may take to close; likewise one whose last call did not return."""
@@ -34,18 +34,7 @@ def close_guarded(close: Callable[[], Any], name: str, *, limit: float | None = 
     Returns:
         a notice, where it raised or did not return in time.
     """
-    limit = LIMIT if limit is None else limit
-    try:
-        with _within(limit):
-            close()
-    except _TooLong:
-        did = f"took longer than {limit:g} s and was not waited for"
-    except (Exception, SystemExit) as error:
-        words = " ".join(str(error).split())
-        did = f"raised {type(error).__name__}{words and ': '}{words}"
-    else:
-        return None
-    return f"closing {name} {did}; no result is lost, but processes, files or ports that it had open may still be"
+    return None if (did := _attempt(close, LIMIT if limit is None else limit)) is None else _notice(name, did)
 
 
 def close_vector(environments: VectorEnv, name: str, *, failed: bool) -> tuple[str, ...]:
@@ -60,24 +49,51 @@ def close_vector(environments: VectorEnv, name: str, *, failed: bool) -> tuple[s
     Returns:
         the notices.
     """
-    inner = environments.unwrapped
-    limit, options = None, {}
+    inner, limit, options = environments.unwrapped, LIMIT, {}
     if failed:
-        limit, options = AFTER_FAILURE, {"terminate": True} if isinstance(inner, AsyncVectorEnv) else {}
+        limit = AFTER_FAILURE
+        if isinstance(inner, AsyncVectorEnv):
+            options = {"terminate": True}
+            _end_processes(inner)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a call is unanswered, which is known
-        notice = close_guarded(lambda: environments.close(**options), name, limit=limit)
-    if notice is None:
+        did = _attempt(lambda: environments.close(**options), limit)
+    if did is None:
         return ()
     inner.closed = True  # else it is closed once more when Python forgets it
     if isinstance(inner, AsyncVectorEnv):
-        for process in inner.processes:
-            process.terminate()
-    if not isinstance(inner, SyncVectorEnv):
-        return (Caution(notice),)
-    # The first that raised kept the others from being closed; closing twice is allowed.
-    each = [close_guarded(env.close, f"environment {i} of {name}", limit=limit) for i, env in enumerate(inner.envs)]
-    return tuple(Caution(said) for said in each if said is not None) or (Caution(notice),)
+        _end_processes(inner)
+    # Where environments are closed in turn, the first that raised kept the others from it; closing twice is allowed.
+    members: dict[str, list[int]] = {}
+    for i, environment in enumerate(inner.envs if isinstance(inner, SyncVectorEnv) else ()):
+        if (its := _attempt(environment.close, limit)) is not None:
+            members.setdefault(its, []).append(i)
+    if not members:
+        return (_notice(name, did),)
+    several = {its: f" and {len(numbers) - 1} more" if len(numbers) > 1 else "" for its, numbers in members.items()}
+    return tuple(_notice(f"environment {numbers[0]}{several[its]} of {name}", its) for its, numbers in members.items())
+
+
+def _attempt(close: Callable[[], Any], limit: float) -> str | None:
+    """Call what closes something; returns what went wrong."""
+    try:
+        with _within(limit):
+            close()
+    except _TooLong:
+        return f"took longer than {limit:g} s and was not waited for"
+    except (Exception, SystemExit) as error:
+        return f"raised {type(error).__name__}{words_of(error)}"
+    return None
+
+
+def _notice(name: str, did: str) -> Caution:
+    return Caution(f"closing {name} {did}; no result is lost, but processes, files or ports that it had open may still be")
+
+
+def _end_processes(environments: AsyncVectorEnv) -> None:
+    """At once: they may have been forked with this process's answers to other signals."""
+    for process in environments.processes:
+        process.kill()
 
 
 @contextmanager

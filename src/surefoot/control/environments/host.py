@@ -14,7 +14,7 @@ from surefoot.control.environments.outputs import WrongOutput, checked_reset, ch
 from surefoot.control.environments.seeding import seed_environment, seed_vector
 from surefoot.control.environments.workers.vector import Restarts, WorkerEnvironments
 from surefoot.control.policies.spaces import Spaces, describe_spaces
-from surefoot.errors import Caution, EnvironmentFault, UsageError
+from surefoot.errors import Caution, EnvironmentFault, UsageError, words_of
 
 
 class NameFaults(Wrapper):
@@ -38,7 +38,7 @@ class NameFaults(Wrapper):
         except (Exception, SystemExit) as error:  # an environment is the user's program, and may raise anything
             raise EnvironmentFault(
                 f"environment {self._index} of {self._name} raised {type(error).__name__} at its step {self._steps},"
-                f" with action {np.asarray(action).tolist()}: {error}"
+                f" with action {np.asarray(action).tolist()}{words_of(error)}"
             ) from error
 
     def reset(self, **options: Any) -> Any:
@@ -54,7 +54,7 @@ class NameFaults(Wrapper):
         except (Exception, SystemExit) as error:
             raise EnvironmentFault(
                 f"environment {self._index} of {self._name} raised {type(error).__name__} in a reset after"
-                f" {self._steps} steps: {error}"
+                f" {self._steps} steps{words_of(error)}"
             ) from error
 
 
@@ -129,7 +129,7 @@ class HostEnvironments:
         except EnvironmentFault:
             raise
         except (Exception, SystemExit) as error:
-            raise EnvironmentFault(f"{self.name} raised {type(error).__name__} in its first reset: {error}") from error
+            raise EnvironmentFault(f"{self.name} raised {type(error).__name__} in its first reset{words_of(error)}") from error
         return self._checked(self._rows(observations, "observations", steps), "an observation", steps)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
@@ -157,7 +157,7 @@ class HostEnvironments:
         except (Exception, SystemExit) as error:
             raise EnvironmentFault(
                 f"{self.name} raised {type(error).__name__} at vector step {self._steps},"
-                f" with actions {actions.tolist()}: {error}"
+                f" with actions {actions.tolist()}{words_of(error)}"
             ) from error
         observations = self._rows(observations, "observations", self._steps)
         rewards = self._checked(self._rows(rewards, "rewards", self._steps).astype(float, copy=False), "a reward", self._steps)
@@ -194,7 +194,7 @@ class HostEnvironments:
             raise
         except (Exception, SystemExit) as error:
             raise EnvironmentFault(
-                f"{self.name} raised {type(error).__name__} in a reset at vector step {self._steps}: {error}"
+                f"{self.name} raised {type(error).__name__} in a reset at vector step {self._steps}{words_of(error)}"
             ) from error
         return self._rows(observations, "observations", self._steps)
 
