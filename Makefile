@@ -18,10 +18,11 @@ lint: $(VENV)/.ready
 types: $(VENV)/.ready
 	$(BIN)/mypy
 
-# The environments of the peers that benchmarks/control_speed.py runs against.
+# The environments of the peers that benchmarks run against. What stands in a file …-bare.txt is installed without what it depends on.
 peers-%/.ready: benchmarks/peers/requirements-%.txt
 	$(PYTHON) -m venv peers-$*
 	peers-$*/bin/pip install --quiet -r $< -c benchmarks/peers/constraints.txt
+	test ! -f benchmarks/peers/requirements-$*-bare.txt || peers-$*/bin/pip install --quiet --no-deps -r benchmarks/peers/requirements-$*-bare.txt
 	touch $@
 
 peers: peers-sb3/.ready peers-sbx/.ready peers-rejax/.ready peers-trl/.ready peers-trl-ppo/.ready

@@ -331,6 +331,27 @@ def restarts_learning() -> list[str]:
     return lines
 
 
+def agreement() -> list[str]:
+    report = load("agreement.json")
+    lines = ["| surefoot | counterpart | numbers | largest difference | what differs |", "|---|---|---|---|---|"]
+    for row in report["rows"]:
+        names = ", ".join(f"`{name}`" for name in row["ours"])
+        peer = f"{row['peer']} {report['peers'][row['peer']]}: {row['counterpart']}"
+        if "failed" in row:
+            lines.append(f"| {names} | {peer} | | not run: {row['failed']} | {row['note']} |")
+            continue
+        slope = f"; derivatives {row['gradient_difference']:.0e}" if "gradient_difference" in row else ""
+        largest = f"{row['difference']:.0e}{slope}".replace("0e+00", "0")
+        lines.append(f"| {names} | {peer} | {row['numbers']:,} | {largest} | {row['note']} |")
+    without = ", ".join(f"`{name}`" for name in report["without_counterpart"])
+    total = sum(row.get("numbers", 0) for row in report["rows"])
+    return [
+        *lines,
+        "",
+        f"{len(report['rows'])} pairings, {total:,} numbers. Without a counterpart in these packages: {without}.",
+    ]
+
+
 def main() -> None:
     makers = {"learning": learning, "seeds": seeds, "speed": speed, "limit": limit, "memory": memory, "ablation": ablation}
     makers |= {"family": partial(learning, FAMILY_TASKS), "family-seeds": partial(seeds, FAMILY_TASKS)}
@@ -343,6 +364,7 @@ def main() -> None:
         "killed": killed,
         "restarts": restarts,
         "restarts-learning": restarts_learning,
+        "agreement": agreement,
     }
     makers |= {f"ablation-{n}": partial(ablation, n) for n in ("reinforce", "actor-critic", "a2c", "trpo", "penalty")}
     for page in (HERE.parent / "README.md", HERE / "README.md", *sorted((HERE.parent / "docs").glob("*.md"))):

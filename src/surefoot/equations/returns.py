@@ -266,20 +266,19 @@ def _windows(coefficients: Array, terms: Array, values: Array, steps: int) -> Ar
     """What n rows of the recurrence y_t = b_t + a_t y_{t+1} make of y_{t+n} = V(s′_{t+n−1}); a of the last row must be 0."""
     xp = namespace(coefficients, terms)
 
-    def shifted(x: Array, by: int) -> Array:
-        return xp.concat([x[by:, ...], xp.zeros_like(x[:by, ...])], axis=0) if by else x
-
     def beyond(coefficients: Array, x: Array) -> Array:
         return coefficients * xp.where(coefficients != 0, x, xp.zeros_like(x))  # 0 · ∞ is NaN, and nothing lies behind an end
 
     def behind(first: tuple[Array, Array], second: tuple[Array, Array], length: int) -> tuple[Array, Array]:
-        coefficients, terms = (shifted(x, length) for x in second)
-        return first[0] * coefficients, first[1] + beyond(first[0], terms)
+        later, last = second[0][length:, ...], second[1][length:, ...]
+        before, terms = (x[: later.shape[0], ...] for x in first)
+        return before * later, terms + beyond(before, last)
 
-    one = whole = (coefficients, terms)
+    padding = xp.zeros_like(terms[: steps - 1, ...])
+    one = whole = (xp.concat([coefficients, padding], axis=0), xp.concat([terms, padding], axis=0))
     length = 1
     for digit in f"{steps:b}"[1:]:
         whole, length = behind(whole, whole, length), 2 * length
         if digit == "1":
             whole, length = behind(whole, one, length), length + 1
-    return whole[1] + beyond(whole[0], shifted(values, steps - 1))
+    return whole[1] + beyond(whole[0], xp.concat([values[steps - 1 :, ...], padding], axis=0))
