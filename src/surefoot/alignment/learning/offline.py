@@ -23,6 +23,7 @@ from surefoot.alignment.learning.halves import Halves, can_be_computed_at_once
 from surefoot.alignment.learning.nonfinite import NotFinite, one_more
 from surefoot.alignment.learning.optimization import descend, learning_rate_at, make_optimizer
 from surefoot.alignment.learning.randomness import data_order, drawing_anew
+from surefoot.alignment.learning.rounding import rounded_away
 from surefoot.alignment.learning.watch import ChosenWatch
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.methods.method import Method, Sums, add_sums
@@ -149,6 +150,8 @@ class OfflineRun:
         training = self.configuration.training
         self.parameters = trainable_parameters(self.learner.model)
         self.optimizer = make_optimizer(self.parameters, training)
+        if (warning := rounded_away(self.parameters, learning_rate=training.learning_rate)) is not None:
+            self.progress.say(warning)
         self.watch = ChosenWatch()
         method = self.learner.method
         self.halves = Halves(training.accumulation, at_once=can_be_computed_at_once(self.configuration, method.likelihood))

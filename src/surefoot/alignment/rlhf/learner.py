@@ -22,6 +22,7 @@ from surefoot.alignment.durability.state import Arrays, Saved, State, learn_agai
 from surefoot.alignment.learning.halves import Halves
 from surefoot.alignment.learning.nonfinite import NotFinite, one_more
 from surefoot.alignment.learning.optimization import NamedParameters, descend, learning_rate_at, make_optimizer
+from surefoot.alignment.learning.rounding import rounded_away
 from surefoot.alignment.likelihood.distribution import AnswerDistribution
 from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.likelihood.packing import pack
@@ -118,6 +119,10 @@ class PolicyOptimization:
             self._critic_parameters = self.critic.parameters
         self._optimizer = make_optimizer(self._parameters, self.training)
         self._critic_optimizer = make_optimizer(self._critic_parameters, self.training) if self._critic_parameters else None
+        rate = self.training.learning_rate
+        for parameters, step in ((self._parameters, rate), (self._critic_parameters, settings.critic_learning_rate or rate)):
+            if (warning := rounded_away(parameters, learning_rate=step)) is not None:
+                self.say(warning if parameters is self._parameters else Caution(f"critic: {warning}"))
 
     def close(self) -> None:
         """End the threads."""
@@ -242,12 +247,12 @@ class PolicyOptimization:
             experience.log_probabilities = kept
             return
         self._scores_again = True
-        why = "which rounding explains" if self.ratio_error <= tolerance else f"where rounding explains {tolerance:.1e}"
+        explained = self.ratio_error <= tolerance
+        why = "which rounding explains" if explained else f"where rounding explains {tolerance:.1e}"
         half = self.actor.autocast or self.actor.head.weight.dtype in ROUNDINGS
-        self.say(
-            f"{found}, {why}: log-probabilities are computed again before every update, which costs a forward pass"
-            + ("; --precision float32 avoids it" if half else "")
-        )
+        said = f"{found}, {why}: log-probabilities are computed again before every update, which costs a forward pass"
+        said += "; --precision float32 avoids it" if half else ""
+        self.say(said if explained else Caution(said))
 
     def _update(self, experience: Experience, weighed: Weighed) -> Metrics:
         """Passes over the answers, until they are all done or the policy has moved far enough."""
