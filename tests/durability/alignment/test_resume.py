@@ -15,7 +15,7 @@ import torch
 
 from surefoot.alignment.durability import keeping
 from surefoot.alignment.learning import offline
-from surefoot.alignment.rlhf import learner, online
+from surefoot.alignment.rlhf import online, ratios
 from surefoot.alignment.training import align
 from surefoot.errors import UsageError
 from surefoot.runs.checkpoints import Checkpoints
@@ -243,7 +243,7 @@ def test_weights_of_half_the_bits_survive(adapter, folder, tmp_path, monkeypatch
 
 
 def test_log_probabilities_that_are_computed_again_still_are_after_a_stop(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(learner, "HARMLESS", -1.0)
+    monkeypatch.setattr(ratios, "HARMLESS", -1.0)
     choices = {"objective__weight": "leave-one-out"}
     align(settings("ppo", folder, tmp_path / "whole", **choices), quiet=True)
     stopped = crashed(settings("ppo", folder, tmp_path / "stopped", **choices), 5, monkeypatch)

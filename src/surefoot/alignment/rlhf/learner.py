@@ -34,11 +34,11 @@ from surefoot.alignment.rlhf.configuration import PPOConfiguration
 from surefoot.alignment.rlhf.critic import Critic
 from surefoot.alignment.rlhf.experience import Answered, Experience, places, side_by_side
 from surefoot.alignment.rlhf.objective import Share, accumulate_gradients
-from surefoot.alignment.rlhf.ratios import HARMLESS, LARGEST_DISAGREEMENT, ROUNDINGS, ratio_tolerance
+from surefoot.alignment.rlhf.ratios import judge_ratios
 from surefoot.alignment.rlhf.weighing import RewardScale, Weighed, token_rewards, weigh
 from surefoot.alignment.sampling.sampler import Sampler
 from surefoot.equations import adapt_kl_coefficient_proportionally, masked_mean
-from surefoot.errors import Caution, RunError
+from surefoot.errors import Caution
 
 Metrics = dict[str, float]
 
@@ -197,7 +197,7 @@ class PolicyOptimization:
                     raise NotFinite(f"a token's {what} is not finite")
             if self.ratio_error is None:
                 self._check_ratio(experience)
-            if self._scores_again:
+            elif self._scores_again:
                 list(self._halves.map(lambda part: self._score_again(part, experience), batch))
             if self.reference is not None and not compared:
                 experience.reference = experience.log_probabilities  # not what the reference would round otherwise
@@ -236,23 +236,13 @@ class PolicyOptimization:
         list(self._halves.map(lambda part: self._score_again(part, experience), experience.batch))
         computed = experience.log_probabilities
         self.ratio_error = float(torch.expm1((computed - kept).abs()).max())
-        count, temperature = int(experience.lengths.sum()), self.settings.temperature
-        tolerance = ratio_tolerance(self.actor, temperature=temperature, tokens=count)
-        found = f"the first ratios of the update differ from 1 by up to {self.ratio_error:.1e}"
-        if not self.ratio_error <= max(tolerance, LARGEST_DISAGREEMENT):
-            raise RunError(
-                f"{found}: answers are not sampled from the distribution that they are scored under, and nothing could be learnt from them"
-            )
-        if self.ratio_error <= min(tolerance, HARMLESS * self.settings.clip_range):
+        self._scores_again, said = judge_ratios(
+            self.ratio_error, self.actor, tokens=int(experience.lengths.sum()), settings=self.settings
+        )
+        if said is not None:
+            self.say(said)
+        if not self._scores_again:
             experience.log_probabilities = kept
-            return
-        self._scores_again = True
-        explained = self.ratio_error <= tolerance
-        why = "which rounding explains" if explained else f"where rounding explains {tolerance:.1e}"
-        half = self.actor.autocast or self.actor.head.weight.dtype in ROUNDINGS
-        said = f"{found}, {why}: log-probabilities are computed again before every update, which costs a forward pass"
-        said += "; --precision float32 avoids it" if half else ""
-        self.say(said if explained else Caution(said))
 
     def _update(self, experience: Experience, weighed: Weighed) -> Metrics:
         """Passes over the answers, until they are all done or the policy has moved far enough."""

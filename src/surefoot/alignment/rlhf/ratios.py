@@ -7,6 +7,8 @@ import math
 import torch
 
 from surefoot.alignment.likelihood.likelihood import Likelihood
+from surefoot.alignment.rlhf.configuration import PPOConfiguration
+from surefoot.errors import Caution, RunError
 
 ROUNDINGS = {torch.bfloat16: 2.0, torch.float16: 2.0}
 """c of half the bits, where a product's sum is carried in float32, and rounded once."""
@@ -36,3 +38,31 @@ def ratio_tolerance(likelihood: Likelihood, *, temperature: float, tokens: int) 
     of_largest = math.sqrt(2 * math.log(max(tokens, 2)))
     nats = ROUNDINGS.get(dtype, ROUNDINGS_OF_FLOAT32) * spacing * (layers + 1) * of_largest / min(temperature, 1.0)
     return math.expm1(min(nats, 10.0))
+
+
+def judge_ratios(error: float, likelihood: Likelihood, *, tokens: int, settings: PPOConfiguration) -> tuple[bool, str | None]:
+    """Whether the policy's log-probabilities must be computed again before every update, and a sentence where they must.
+
+    Args:
+        error: the largest difference of a first ratio from 1.
+        likelihood: of the policy.
+        tokens: how many ratios there were.
+        settings: temperature and ε.
+
+    Raises:
+        RunError: no rounding explains the difference; or it is not a number.
+    """
+    tolerance = ratio_tolerance(likelihood, temperature=settings.temperature, tokens=tokens)
+    found = f"the first ratios of the update differ from 1 by up to {error:.1e}"
+    if not error <= max(tolerance, LARGEST_DISAGREEMENT):
+        raise RunError(
+            f"{found}: answers are not sampled from the distribution that they are scored under, and nothing could be learnt from them"
+        )
+    if error <= min(tolerance, HARMLESS * settings.clip_range):
+        return False, None
+    half = (likelihood.autocast or likelihood.head.weight.dtype) in ROUNDINGS
+    advice = "; --precision float32 avoids it" if half else ""
+    costs = f"log-probabilities are computed again before every update, which costs a forward pass{advice}"
+    if error <= tolerance:
+        return True, f"{found}, which rounding explains: {costs}"
+    return True, Caution(f"{found}, where rounding explains {tolerance:.1e}: {costs}")
