@@ -190,7 +190,7 @@ OPTIONS = [
     ("ppo", "entropy_coefficient", 0.1, {"learning_rate": 1e-2}),
     ("a2c", "entropy_coefficient", 0.1, {"learning_rate": 1e-2}),
     ("ppo", "target_kl", 1e-5, {"learning_rate": 1e-2}),
-    ("ppo", "recompute_advantages", True, {}),
+    ("ppo", "recompute_advantages", False, {}),
     ("ppo", "kl_penalty", "fixed", {"learning_rate": 1e-2}),
     ("ppo", "kl_penalty", "adaptive", {"learning_rate": 1e-2, "kl_penalty": "fixed", "kl_target": 1e-6, "updates": 2}),
     ("ppo", "kl_penalty", "dual", {"learning_rate": 1e-2, "kl_penalty": "fixed", "updates": 2}),
