@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from surefoot.control.environments.workers.failures import Failure
 
 
-LONGEST_QUOTATION = 400
+LONGEST_QUOTATION = 300
 """Characters of another library's error that a sentence quotes."""
 
 
@@ -64,10 +64,11 @@ def on_one_line(text: str) -> str:
 
 
 def what_it_says(error: BaseException | None) -> str:
-    """Another library's error as part of a sentence: its first line, with the next where it only announces one (``Errors in …:``)."""
-    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
-    count = next((i for i, line in enumerate(lines, 1) if not line.endswith(":")), len(lines))
-    return " ".join(lines[:count])[:LONGEST_QUOTATION].rstrip(".: ") or type(error).__name__
+    """Another library's error as part of a sentence: what it says, on one line, as far as a sentence can hold it."""
+    words = " ".join(str(error or "").split())
+    if len(words) > LONGEST_QUOTATION:
+        words = words[:LONGEST_QUOTATION].rpartition(" ")[0] + " …"
+    return words.rstrip(".: ") or type(error).__name__
 
 
 def words_of(error: BaseException) -> str:

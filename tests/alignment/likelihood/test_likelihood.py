@@ -118,17 +118,17 @@ def test_whatever_a_model_makes_of_shared_prompts_its_own_way_is_left(error, mon
     model = build("llama")
     likelihood = Likelihood(model)
     monkeypatch.setattr(likelihood, "packed_row", fail)
-    assert f"({str(error).splitlines()[0] if str(error) else type(error).__name__})" in likelihood.check(UNEVEN)
+    assert f"({str(error).replace(chr(10), ' ') or type(error).__name__})" in likelihood.check(UNEVEN)
     assert_equal_to_the_model(model, likelihood, UNEVEN)
 
 
 def test_a_model_that_fails_altogether_is_one_sentence(monkeypatch):
     def fail(*_, **__):
-        raise IndexError("index 3 is out of bounds\nfor dimension 0")
+        raise IndexError("3 is out\nof bounds")
 
     model = build("llama")
     monkeypatch.setattr(type(model.model), "forward", fail)
-    with pytest.raises(UsageError, match=r"^--model llama cannot compute a prompt with its answer: index 3 is out of bounds$"):
+    with pytest.raises(UsageError, match=r"^--model llama cannot compute a prompt with its answer: 3 is out of bounds$"):
         Likelihood(model).check(UNEVEN)
 
 

@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 import transformers as t
+from safetensors.torch import load_file
 
 from surefoot.alignment.models import saving
 from surefoot.alignment.models.adapters import add_adapter, trainable_parameters
@@ -88,6 +89,25 @@ def test_an_adapter_that_cannot_be_merged_is_kept_and_that_is_said(tmp_path, fai
         t.AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "run" / "adapter"
     )
     assert torch.equal(adapted.eval()(IDS).logits, model.eval()(IDS).logits)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_weights_that_a_library_cannot_save_are_kept_by_name(tmp_path, adapted, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("The weights trying to be saved contained shared tensors")
+
+    save_language_model(tmp_path / "base", "qwen2")
+    model = policy(tmp_path / "base")
+    model = nudged(add_adapter(model, AdapterConfiguration(lora_rank=2)) if adapted else model)
+    monkeypatch.setattr(peft.PeftModel if adapted else t.PreTrainedModel, "save_pretrained", fail)
+    with pytest.raises(
+        RunError, match=r"cannot be written as usual: .*shared tensors; what was trained is in .*trained\.safetensors"
+    ):
+        save_model(model, word_level(), tmp_path / "run" / "model", card="")
+    (kept,) = (tmp_path / "run").iterdir()
+    found = load_file(kept / "trained.safetensors")
+    assert found.keys() == dict(trainable_parameters(model)).keys()
+    assert all(torch.equal(found[name], parameter) for name, parameter in trainable_parameters(model))
 
 
 def test_an_adapter_is_kept_where_the_disk_has_no_room_for_the_model(tmp_path):

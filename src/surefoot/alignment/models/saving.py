@@ -12,12 +12,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from surefoot.alignment.models.adapters import is_adapted, merged_weights
+from surefoot.alignment.models.adapters import is_adapted, merged_weights, trainable_parameters
 from surefoot.alignment.models.folders import quiet, sentences
 from surefoot.errors import RunError, what_it_says
 from surefoot.runs.directory import ADAPTER_FOLDER
+
+RESCUED = "trained.safetensors"
+"""All that was trained, by the names that the model has in training."""
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *, card: str, adapter: Path | None = None) -> None:
@@ -36,22 +40,40 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *, 
 
     Raises:
         RunError: the disk is full, or the place cannot be written; what stood there before is whole. Or an adapter cannot be merged,
-            and is kept.
+            and is kept; or a library cannot write the model, and the weights alone are kept.
         ValueError: a place for an adapter, and no adapter.
     """
     if not is_adapted(model):
         if adapter is not None:
             raise ValueError("there is a place for an adapter, but the model has none")
-        replace_folders({folder: lambda part: _write_model(model, None, tokenizer, card, part)})
+        _write_or_rescue(folder, lambda part: _write_model(model, None, tokenizer, card, part), model)
         return
     place = adapter or folder.with_name(ADAPTER_FOLDER)
-    replace_folders({place: lambda part: _write_adapter(model, part)})
+    _write_or_rescue(place, lambda part: _write_adapter(model, part), model)
     try:
         weights = merged_weights(model)
         replace_folders({folder: lambda part: _write_model(model.get_base_model(), weights, tokenizer, card, part)})
     except Exception as error:  # whatever it is, what was learnt is kept, and the user knows where
         reason = str(error) if isinstance(error, RunError) else f"it cannot be merged into its model: {what_it_says(error)}"
         raise RunError(f"{reason}; the adapter is kept in {place}, which --model takes as it takes a model") from error
+
+
+def _write_or_rescue(folder: Path, fill: Callable[[Path], None], model: Any) -> None:
+    """Fill a folder; where a library cannot, keep all that was trained in it nevertheless, by name.
+
+    Raises:
+        RunError: it could not be filled; the weights alone are there, unless the disk is to blame.
+    """
+    try:
+        replace_folders({folder: fill})
+    except RunError:
+        raise
+    except Exception as error:
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in trainable_parameters(model)}
+        replace_folders({folder: lambda part: save_file(weights, part / RESCUED)})
+        raise RunError(
+            f"{folder} cannot be written as usual: {what_it_says(error)}; what was trained is in {folder / RESCUED}"
+        ) from error
 
 
 def rehearse_saving(model: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> None:

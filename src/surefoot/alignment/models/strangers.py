@@ -89,7 +89,7 @@ def check_size(folder: Path, config: PretrainedConfig) -> None:
                 numbers, tensors = numbers + torch.Size(shape).numel(), tensors + 1
     layers: Any = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if not isinstance(layers, int) or not 0 <= layers <= tensors:
-        raise ValueError(f"config.json describes {layers!r} layers, and the files hold {tensors:,} weights in all")
+        raise ValueError(f"config.json describes {layers!r:.60} layers, and the files hold {tensors:,} weights in all")
     for key, value in _settings(config.to_dict()):
         if isinstance(value, int) and value > numbers and ("layer" in key or "expert" in key):
             raise ValueError(f"config.json says {key} {value:,}, and the files hold {numbers:,} numbers in all")

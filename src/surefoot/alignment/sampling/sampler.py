@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from surefoot.alignment.learning.memory import is_lack_of_memory
 from surefoot.alignment.learning.nonfinite import NotFinite
 from surefoot.alignment.likelihood.distribution import AnswerDistribution
 from surefoot.alignment.likelihood.likelihood import Likelihood
@@ -19,7 +20,7 @@ from surefoot.alignment.sampling.decoding import Decoder, OwnCache, SharedPrompt
 from surefoot.alignment.sampling.drawing import Drawing, truncate
 from surefoot.alignment.sampling.keys_and_values import without_holes
 from surefoot.alignment.sampling.products import linear_layers_laid_out
-from surefoot.errors import require
+from surefoot.errors import require, what_it_says
 
 WAYS: tuple[Any, ...] = (SharedPrompts, OwnCache, WholeSequences)
 DROP = 8
@@ -141,8 +142,10 @@ class Sampler:
             try:
                 samples, plain = self._run(prompts, answers, noise)
                 reason = self._difference(prompts, answers, samples, plain)
-            except (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
-                reason = str(error).splitlines()[0][:200]
+            except Exception as error:  # whatever a model's cache makes of it
+                if is_lack_of_memory(error):
+                    raise
+                reason = what_it_says(error)
             if reason is None:
                 return samples
             self._whole(f"{kind}'s own cache does not fit ({reason})")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from surefoot.alignment.data.reading.room import check_room, counted, room
-from surefoot.errors import UsageError
+from surefoot.errors import UsageError, what_it_says
 
 Record = tuple[int, Any]
 """The row's number, counted from one, and what stands there."""
@@ -155,7 +155,7 @@ def _parquet(path: Path) -> Iterator[Record]:
     except UsageError:
         raise
     except Exception as error:  # whatever a damaged file makes of Arrow, and its values of Python's types
-        raise UsageError(f"{path} cannot be read as Parquet: {_first_line(error)}") from error
+        raise UsageError(f"{path} cannot be read as Parquet: {what_it_says(error)}") from error
 
 
 def _arrow(path: Path) -> Iterator[Record]:
@@ -176,7 +176,7 @@ def _arrow(path: Path) -> Iterator[Record]:
     except UsageError:
         raise
     except Exception as error:  # as above
-        raise UsageError(f"{path} cannot be read as Arrow: {_first_line(error)}") from error
+        raise UsageError(f"{path} cannot be read as Arrow: {what_it_says(error)}") from error
 
 
 def _pyarrow() -> Any:
@@ -185,10 +185,6 @@ def _pyarrow() -> Any:
     except ModuleNotFoundError:
         raise UsageError("Parquet and Arrow files need pyarrow; install it with: pip install 'surefoot[alignment]'") from None
     return pyarrow
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 READERS: dict[str, Callable[[Path], Iterator[Record]]] = {

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surefoot.errors import UsageError
+from surefoot.errors import UsageError, what_it_says
 from surefoot.runs.directory import read_json
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def load_from_hub(name: str, *, split: str | None) -> Dataset:
                     f"{name} is no file or folder here, and as a name on the Hugging Face hub it can be reached neither over"
                     " the network nor in the cache; give a path, or connect"
                 ) from error
-            raise UsageError(f"{name} cannot be loaded from the Hugging Face hub: {_sentence(error)}") from error
+            raise UsageError(f"{name} cannot be loaded from the Hugging Face hub: {what_it_says(error)}") from error
     return loaded if split is not None else choose_split(loaded, None, name=name)
 
 
@@ -90,7 +90,7 @@ def load_saved(folder: str, *, split: str | None) -> Dataset:
         _check_names(Path(folder))
         loaded = datasets.load_from_disk(folder)
     except Exception as error:  # whatever a damaged file makes its reader raise
-        raise UsageError(f"{folder} cannot be read as a folder of datasets.save_to_disk: {_sentence(error)}") from error
+        raise UsageError(f"{folder} cannot be read as a folder of datasets.save_to_disk: {what_it_says(error)}") from error
     if isinstance(loaded, datasets.DatasetDict):
         return choose_split(loaded, split, name=folder)
     if split is not None:
@@ -138,7 +138,3 @@ def _datasets() -> Any:
             " 'surefoot[alignment]'"
         ) from None
     return datasets
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from surefoot.alignment.data.reading.hub import hub_or_cache
 from surefoot.alignment.models.strangers import ADAPTER_FILE, check_settings, holds_vocabulary
-from surefoot.errors import UsageError
+from surefoot.errors import UsageError, what_it_says
 from surefoot.runs.directory import read_json
 
 if TYPE_CHECKING:
@@ -54,13 +54,13 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
                     " --trust-remote-code"
                 ) from error
             if folder:
-                raise UsageError(f"{model} holds no tokenizer that can be read: {_sentence(error)}") from error
+                raise UsageError(f"{model} holds no tokenizer that can be read: {what_it_says(error)}") from error
             if not reachable:
                 raise UsageError(
                     f"{model} is no folder here, and as a name on the Hugging Face hub it can be reached neither over the"
                     " network nor in the cache; give a folder, or connect"
                 ) from error
-            raise UsageError(f"no tokenizer can be loaded from {model}: {_sentence(error)}") from error
+            raise UsageError(f"no tokenizer can be loaded from {model}: {what_it_says(error)}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise UsageError(f"the tokenizer of {model} has no fast version (tokenizer.json), which is needed here")
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
@@ -74,7 +74,3 @@ def _base_of_adapter(folder: Path) -> str | None:
         return None
     base = read_json(folder / ADAPTER_FILE).get("base_model_name_or_path")
     return base if isinstance(base, str) and base and Path(base).resolve() != folder.resolve() else None
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
