@@ -104,7 +104,7 @@ def play(act: Act, environments: HostEnvironments, request: Request) -> Iterator
             finished, taken = finished + int(np.count_nonzero(step.ended)), taken + int(np.count_nonzero(step.counts))
             spent = time.monotonic() - began
             if progress is None and spent >= SILENT and not request.quiet:
-                shown = Progress(f"evaluating {environments.name}", request.episodes, done=finished, unit="episodes")
+                shown = Progress(f"evaluating {environments.name}", request.episodes, unit="episodes", began=began)
                 progress = stack.enter_context(shown)
             if progress is not None:
                 progress.update(finished, rate=finished / spent, reached=f"{taken:,} steps so far")

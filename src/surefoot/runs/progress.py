@@ -28,13 +28,17 @@ class Progress:
         done: how much of it was done before, by a run that this one goes on with.
         unit: of what.
         quiet: show no progress.
+        began: ``time.monotonic()`` of the beginning, where it is shown only later; by default it is when it is first shown.
     """
 
-    def __init__(self, label: str, total: int, *, done: int = 0, unit: str = "steps", quiet: bool = False) -> None:
+    def __init__(
+        self, label: str, total: int, *, done: int = 0, unit: str = "steps", quiet: bool = False, began: float | None = None
+    ) -> None:
         self._before = done
         self._label, self._total, self._unit, self._quiet = label, total, unit, quiet
         self._console = Console(stderr=True, highlight=False)
         self._live: Live | None = None
+        self._began = began
         self._start = time.monotonic()
         self._shown = 0.0
         self._text = ""
@@ -43,7 +47,7 @@ class Progress:
         if self._console.is_terminal and not self._quiet:
             self._live = Live(Text(""), console=self._console, auto_refresh=False, transient=False)
             self._live.__enter__()
-        self._start = time.monotonic()
+        self._start = time.monotonic() if self._began is None else self._began
         return self
 
     def update(self, done: int, *, rate: float, reached: str) -> None:
