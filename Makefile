@@ -25,7 +25,7 @@ peers-%/.ready: benchmarks/peers/requirements-%.txt
 	test ! -f benchmarks/peers/requirements-$*-bare.txt || peers-$*/bin/pip install --quiet --no-deps -r benchmarks/peers/requirements-$*-bare.txt
 	touch $@
 
-peers: peers-sb3/.ready peers-sbx/.ready peers-rejax/.ready peers-trl/.ready peers-trl-ppo/.ready
+peers: peers-sb3/.ready peers-sbx/.ready peers-rejax/.ready peers-trl/.ready peers-trl-ppo/.ready peers-agreement/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

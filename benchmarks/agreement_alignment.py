@@ -182,7 +182,8 @@ PAIRINGS = [
         core(lambda m, rewards, values, next_values, terminated, truncated, valid: tuple(
             x.T * valid for x in m.compute_gae_advantage_return(rewards.T, values.T, valid.T, GAMMA, LAMBDA)
         )),
-        "masked tokens are skipped, gaps=\"skip\"; verl's variance has n − 1, surefoot's × √((n−1)/n); of an integer mask n/(n−1) is float32 there",
+        "masked tokens are skipped, gaps=\"skip\"; verl's variance has n − 1, surefoot's × √((n−1)/n); of an integer mask n/(n−1) is"
+        " float32 there",
     ),
     Pairing(
         ("discounted_returns",), "verl", "compute_reinforce_plus_plus_outcome_advantage", "torch", without(HOLES, "values", "next_values"),

@@ -1,5 +1,8 @@
 """The equations of policy optimisation: pure functions of arrays, for any library that the Python array API
 covers.
+
+Every flag and mask (``terminated``, ``truncated``, ``valid``, ``mask``) may be booleans, or 0 and 1 of any integer or real dtype. Another
+dtype raises TypeError, another value ValueError; values are looked at unless a program is being traced or the flags are booleans.
 """
 
 from surefoot.equations._library import Array, namespace

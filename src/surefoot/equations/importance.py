@@ -39,6 +39,9 @@ def importance_ratio(
     The difference is held within ±20, where ρ is far outside any range in which it means something: beyond about 88 the
     exponential overflows in float32, and its gradient, 0 · ∞, would be NaN even where a clip makes it zero.
 
+    The ratio of a whole answer, (Π ρ)^(1/length), as GSPO has it, is that of :func:`surefoot.equations.masked_mean` of log π − log μ
+    over the answer's tokens, and 0.
+
     Args:
         log_probabilities: log π(a|s) under the policy being scored, in nats (densities: log of the density).
         behavior_log_probabilities: log μ(a|s) under the policy that acted, in nats.
@@ -46,7 +49,8 @@ def importance_ratio(
     Returns:
         ρ in [e⁻²⁰, e²⁰], without unit; its mean under μ is 1.
 
-    Source: Kahn and Marshall, Methods of Reducing Sample Size in Monte Carlo Computations (1953).
+    Source: Kahn and Marshall, Methods of Reducing Sample Size in Monte Carlo Computations (1953); of an answer: Zheng et al., Group
+        Sequence Policy Optimization (2025), equation 7.
     """
     xp = namespace(log_probabilities, behavior_log_probabilities)
     return xp.exp(xp.clip(log_probabilities - behavior_log_probabilities, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO))

@@ -1,7 +1,8 @@
 """What another policy's data says: the return of π estimated from trajectories of μ, and V-trace.
 
 The four estimators take weights from :mod:`surefoot.equations.importance`. Each returns one term per trajectory whose
-mean is the estimate, so that one rule gives every standard error: std(terms) / √n.
+mean is the estimate, so that one rule gives every standard error: std(terms) / √n. Slots that are not ``valid`` stand behind a trajectory's
+end.
 """
 
 from __future__ import annotations
