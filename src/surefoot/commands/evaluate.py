@@ -23,7 +23,7 @@ from surefoot.runs.statistics import readable
 
 IN_ENVIRONMENT = (
     "--episodes", "--deterministic", "--backend", "--record", "--env", "--num-envs", "--env-workers", "--worker-timeout",
-    "--longest-episode",
+    "--longest-episode", "--env-kwargs", "--wrapper",
 )  # fmt: skip
 FROM_DATA = ("--estimator", "--discount", "--clip", "--confidence", "--accept-small-sample")
 PREFERENCES = ("--format", "--reference", "--max-length", "--batch-size", "--trust-remote-code")
@@ -51,6 +51,11 @@ class Evaluate:
     """Seconds that an environment in a worker process may take to be made, reset or stepped."""
     longest_episode: int | None = LONGEST_EPISODE
     """Cut an episode after this many steps and count what it had returned by then; none lets it go on."""
+    env_kwargs: tuple[str, ...] | None = None
+    """Arguments of the environment, KEY=VALUE each; by default those of the run."""
+    wrapper: tuple[str, ...] | None = None
+    """Wrappers around each environment, package.module:function each, the first one innermost; by default those of the run. Where they are
+    not Gymnasium's own, they must be named here, like an environment that is code."""
     deterministic: bool = False
     """Take the most probable action instead of a sample."""
     backend: Backend = "gymnasium-sync"
@@ -150,6 +155,8 @@ def _in_environment(chosen: Evaluate) -> tuple[dict[str, Any], str]:
         "worker_timeout": chosen.worker_timeout,
         "longest_episode": chosen.longest_episode,
         "quiet": chosen.output.quiet,
+        "env_kwargs": chosen.env_kwargs,
+        "wrapper": chosen.wrapper,
     }
     if chosen.record is None:
         from surefoot.control.evaluation import evaluate

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import tyro
 
 from surefoot.commands.options import DONE, Output, parse
+from surefoot.control.configuration import Backend
 from surefoot.errors import UsageError, on_one_line, require, shown
 from surefoot.runs.directory import CONFIGURATION_FILE, MODEL_FOLDER, POLICY_FOLDER, read_json
 
@@ -28,6 +29,16 @@ class Export:
     """What is written."""
     out: Path | None = None
     """The file; by default policy/policy.onnx in the run's folder."""
+    env: str | None = None
+    """The environment, whose dtypes the file has; by default the one that the policy was trained in. Where that is Python code,
+    module:callable, it must be named here, because a run from elsewhere may name any."""
+    env_kwargs: tuple[str, ...] | None = None
+    """Arguments of the environment, KEY=VALUE each; by default those of the run."""
+    wrapper: tuple[str, ...] | None = None
+    """Wrappers around each environment, package.module:function each, the first one innermost; by default those of the run. Where they are
+    not Gymnasium's own, they must be named here, like an environment that is code."""
+    backend: Backend = "gymnasium-sync"
+    """Whose environment it is: gymnasium-sync is Gymnasium's own; envpool is EnvPool's, for what Gymnasium does not have."""
     output: tyro.conf.OmitArgPrefixes[Output] = field(default_factory=Output)
 
 
@@ -48,7 +59,8 @@ def run(arguments: list[str]) -> int:
     policy = load_policy(chosen.run)
     from surefoot.control.onnx_export.export import export_policy
 
-    result = export_policy(policy, file)
+    where: dict[str, Any] = {"env_kwargs": chosen.env_kwargs, "wrapper": chosen.wrapper}
+    result = export_policy(policy, file, environment=chosen.env, backend=chosen.backend, **where)
     for said in (*result["notices"], _sentence(result)):
         if shown(said, quiet=chosen.output.quiet):
             print(on_one_line(said), file=sys.stderr)

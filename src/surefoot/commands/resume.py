@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from surefoot.commands import align, train
-from surefoot.commands.options import Output, parse
+from surefoot.commands.options import Output, given, parse
 from surefoot.errors import UsageError
 from surefoot.runs.directory import CONFIGURATION_FILE, read_json
 from surefoot.runs.lock import LOCK_FILE
@@ -26,6 +27,12 @@ class Resume:
     """More passes over the data than the run was planned for; runs of `surefoot align`."""
     exact: bool = False
     """Pass over checkpoints that are not exact: the run then ends bit for bit as if it had never been stopped."""
+    env: str | None = None
+    """Where the environment is found, module:callable, that the run was given as a callable; by default the one that its configuration
+    names. One that is another task is refused."""
+    wrapper: tuple[str, ...] | None = None
+    """Where the wrappers are found, package.module:function each, that the run was trained in; by default those that its configuration
+    names."""
     output: tyro.conf.OmitArgPrefixes[Output] = field(default_factory=Output)
 
 
@@ -42,9 +49,13 @@ def run(arguments: list[str], *, started: float) -> int:
             )
         from surefoot.control.training import resume
 
-        result = resume(chosen.run, total_steps=chosen.total_steps, exact=chosen.exact, quiet=quiet, started=started)
+        where: dict[str, Any] = {"environment": chosen.env, "wrapper": chosen.wrapper}
+        limits: dict[str, Any] = {"total_steps": chosen.total_steps, "exact": chosen.exact, "quiet": quiet, "started": started}
+        result = resume(chosen.run, **where, **limits)
         status = train.report(result)
     elif "method" in settings:
+        if useless := given(("--env", "--wrapper"), arguments):
+            raise UsageError(f"{useless} does nothing for {chosen.run}, a run of `surefoot align`, which has no environment")
         if chosen.total_steps is not None:
             raise UsageError(
                 f"--total-steps does nothing for {chosen.run}, a run of `surefoot align`; --epochs makes it longer"

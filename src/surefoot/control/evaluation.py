@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +12,11 @@ import numpy as np
 
 from surefoot.control.configuration import Backend
 from surefoot.control.configuration.run import WORKER_TIMEOUT
+from surefoot.control.environments.arguments import Wrapper, trusted
 from surefoot.control.environments.functional import FunctionalEnvironment, FunctionalOnHost
 from surefoot.control.environments.host import HostEnvironments
-from surefoot.control.environments.making import Environment, environment_name, names_callable
+from surefoot.control.environments.identity import differences
+from surefoot.control.environments.making import Environment, Recipe, names_callable, recipe_for
 from surefoot.control.environments.pool import Pool
 from surefoot.control.environments.seeding import shared_generators_restored
 from surefoot.control.environments.select import select_environments
@@ -37,6 +40,8 @@ def evaluate(
     worker_timeout: float = WORKER_TIMEOUT,
     longest_episode: int | None = LONGEST_EPISODE,
     quiet: bool = False,
+    env_kwargs: Mapping[str, Any] | Iterable[str] | None = None,
+    wrapper: Iterable[Wrapper] | None = None,
 ) -> dict[str, Any]:
     """Run a saved policy for whole episodes; nothing of the run is changed.
 
@@ -51,13 +56,16 @@ def evaluate(
         deterministic: the most probable action instead of a sample.
         seed: of environments and actions.
         environment: what to take instead of the environment that the run names. One that is code, ``module:callable``, must be
-            given here: a run from elsewhere may name any.
+            given here: a run from elsewhere may name any. So must one that was given to training as a callable.
         num_envs: environments that step together; by default as many as the run had, at most ten.
         env_workers: processes that step Gymnasium's environments; 0 steps them in this one.
         worker_timeout: seconds that an environment in a worker process may take to be made, reset or stepped.
         longest_episode: steps after which an episode is cut, as a time limit cuts it; it counts with what it had returned by then.
             None cuts none.
         quiet: no progress.
+        env_kwargs: arguments of the environment, in place of the run's.
+        wrapper: wrappers around each environment, in place of the run's. They are code, like the environment: those that are not
+            Gymnasium's own must be given here.
 
     Returns:
         env, episodes, mean_return, std_return (population), mean_length, cut_episodes (how many were cut), deterministic, backend,
@@ -69,7 +77,7 @@ def evaluate(
     """
     request = Request(episodes, seed, backend, num_envs, env_workers, worker_timeout, longest_episode, quiet).of_run(run)
     policy = load_policy(run)
-    opened = open_environments(policy, request, environment)
+    opened = open_environments(policy, request, environment=environment, env_kwargs=env_kwargs, wrapper=wrapper)
     generator = np.random.default_rng([request.seed, 2])
     act = partial(policy, deterministic=deterministic, generator=generator)
     try:
@@ -85,7 +93,7 @@ def evaluate(
         "cut_episodes": played.cut,
         "deterministic": deterministic,
         "backend": opened.backend,
-        "notices": list(notices),
+        "notices": [*opened.notices, *notices],
     }
 
 
@@ -95,51 +103,74 @@ class Opened(NamedTuple):
     name: str
     environments: HostEnvironments
     backend: str
+    notices: tuple[str, ...] = ()
+    """In what they are not what the policy was trained in."""
 
 
-def open_environments(policy: Policy, request: Request, environment: Environment | None = None) -> Opened:
+def open_environments(
+    policy: Policy,
+    request: Request,
+    *,
+    environment: Environment | None = None,
+    env_kwargs: Mapping[str, Any] | Iterable[str] | None = None,
+    wrapper: Iterable[Wrapper] | None = None,
+) -> Opened:
     """Make the environments that are asked for, whatever the policy was trained on; the caller closes them.
 
     Raises:
         UsageError: there is no such environment, its spaces are not the policy's, or it is code that only the policy's file names.
     """
-    backend = request.backend
-    name = str(policy.description["env"]) if environment is None else environment_name(environment)
-    if environment is None and ":" in name:
-        raise UsageError(
-            f"the policy was trained in {name}, which is code that would be imported and run; if that is what you want, give --env {name}"
-        )
-    target: Environment = environment or name
-    if backend == "gymnasium-sync" and (callable(target) or names_callable(target)):
+    recipe, backend = _recipe(policy, environment, env_kwargs, wrapper), request.backend
+    name = recipe.name
+    if backend == "gymnasium-sync" and recipe.id is None:
         backend = "auto"  # a callable decides by what it returns
-    selection = select_environments(
-        target,
-        backend=backend,
-        num_envs=request.together,
-        seed=EVALUATION_SEED + request.seed,
-        exactly=False,
-        workers=request.workers,
-    )
-    environments = selection.environments
-    if isinstance(environments, Pool):
-        environments = environments.on_host()
-    if isinstance(environments, FunctionalEnvironment):
-        copies = FunctionalOnHost(environments, num_envs=request.together, seed=request.seed)
-        environments = HostEnvironments(copies, name=name, seeded=True)
-    if environments.spaces != policy.spaces and not _compatible(policy, environments):
-        environments.close()
-        raise UsageError(f"{name} has spaces {environments.spaces}, but the policy was trained on {policy.spaces}")
-    return Opened(name, environments, selection.backend)
+    settings: dict[str, Any] = {"seed": EVALUATION_SEED + request.seed, "exactly": False, "workers": request.workers}
+    try:
+        selection = select_environments(recipe, backend=backend, num_envs=request.together, **settings)
+        environments = selection.environments
+        if isinstance(environments, Pool):
+            environments = environments.on_host()
+        if isinstance(environments, FunctionalEnvironment):
+            copies = FunctionalOnHost(environments, num_envs=request.together, seed=request.seed)
+            environments = HostEnvironments(copies, name=name, seeded=True)
+        found = differences(policy.environment, replace(selection.identity, spaces=environments.spaces))
+        if other := [difference.sentence for difference in found if difference.part == "spaces"]:
+            environments.close()
+            raise UsageError(f"{name} has other spaces than the policy was trained with ({other[0]})")
+    except UsageError as error:
+        pooled = policy.description.get("backend") == "envpool" and environment is None and backend != "envpool"
+        raise type(error)(f"{error}{'; the policy was trained in EnvPool: --backend envpool' if pooled else ''}") from error
+    notices = tuple(f"{name} is not quite what the policy was trained in ({difference.sentence})" for difference in found)
+    return Opened(name, environments, selection.backend, notices)
 
 
-def _compatible(policy: Policy, environments: HostEnvironments) -> bool:
-    """Same sizes and kinds; bounds may differ between implementations by rounding."""
-    mine, theirs = policy.spaces, environments.spaces
-    return (mine.observation_size, mine.action.kind, mine.action.sizes) == (
-        theirs.observation_size,
-        theirs.action.kind,
-        theirs.action.sizes,
-    )
+def _recipe(
+    policy: Policy,
+    environment: Environment | None,
+    env_kwargs: Mapping[str, Any] | Iterable[str] | None,
+    wrapper: Iterable[Wrapper] | None,
+) -> Recipe:
+    """What the policy's environment is made from; what is code must be given, and is not taken from the policy's file.
+
+    Raises:
+        UsageError: code that is needed is not given.
+    """
+    recorded, named = policy.environment, str(policy.description["env"])
+    if environment is None and recorded.unfound is not None:
+        raise UsageError(recorded.unfound)
+    if environment is None and ":" in named:
+        raise UsageError(
+            f"the policy was trained in {named}, which is code that would be imported and run; if that is what you want, give --env {named}"
+        )
+    given, wrappers = environment or named, policy.description.get("wrapper", ())
+    if wrapper is None and (own := [w for w in wrappers if not trusted(w)]):
+        raise UsageError(
+            f"the policy was trained in the wrapper {', '.join(own)}, which is code that would be imported and run; if that is what you"
+            f" want, give --wrapper {' '.join(wrappers)}"
+        )
+    another = isinstance(given, str) and not names_callable(given) and given != named
+    arguments = () if another else policy.description.get("env_kwargs", ())  # another id's arguments are its own
+    return recipe_for(given, arguments if env_kwargs is None else env_kwargs, wrappers if wrapper is None else wrapper)
 
 
 class _Played(NamedTuple):

@@ -15,8 +15,9 @@ from surefoot.control.durability.keeping import Keeper, describe_failure
 from surefoot.control.durability.resuming import Start
 from surefoot.control.durability.standing import Standing, restore
 from surefoot.control.environments.functional import FunctionalEnvironment
+from surefoot.control.environments.identity import differences
 from surefoot.control.environments.pool import Pool
-from surefoot.control.environments.select import Selection
+from surefoot.control.environments.select import Environments, Selection
 from surefoot.control.episodes import EpisodeTracker
 from surefoot.control.iterations.common import Iteration, Outcome
 from surefoot.control.iterations.fused import FusedIteration
@@ -121,7 +122,8 @@ def train_seeds(
         stack.enter_context(progress)
         of_start = () if start is None else start.notices
         of_metrics = [notice for writer in writers for notice in writer.notices]
-        for notice in (*source.notices, *_about_checkpoints(configuration, iteration), *of_start, *of_metrics):
+        of_environment = (*_about_checkpoints(configuration, iteration), *_about_statistics(configuration))
+        for notice in (*source.notices, *of_environment, *of_start, *of_metrics):
             progress.say(notice)
         startup = time.time() - started
         keeper = Keeper(configuration, home, iteration, standing, writers, source.described)
@@ -260,13 +262,34 @@ def _about_checkpoints(configuration: TrainConfiguration, iteration: Iteration) 
     return (f"exact checkpoints every {grid:,} steps (--restart-every): the state of {run.env} cannot be saved in between",)
 
 
+def _about_statistics(configuration: TrainConfiguration) -> tuple[str, ...]:
+    """What a user must know whose environment normalises by itself: its copies are made anew, and not with the policy."""
+    identity = configuration.environment
+    if identity is None or not identity.statistics:
+        return ()
+    grid = configuration.restart_grid * configuration.slots
+    again = f"evaluation and every {grid:,} steps" if grid else "evaluation"
+    returns = ", and returns are not the task's" if any("Reward" in name for name in identity.statistics) else ""
+    return (
+        f"{identity.name} keeps statistics in {' and '.join(identity.statistics)}, which are not saved with the policy and begin afresh in"
+        f" {again}{returns}; surefoot normalises by itself, so leave them out",
+    )
+
+
 def _restart(iteration: Iteration, source: Source, number: int) -> tuple[str, ...]:
     """Begin iteration ``number`` with fresh environments; returns notices about the end of the old ones."""
     assert isinstance(source, Selection)
     assert source.again is not None
     again = source.again
+
+    def make() -> Environments:
+        made = again(number)
+        if other := [found.sentence for found in differences(source.identity, made.identity) if found.of_task]:
+            raise UsageError(f"{made.identity.name} has become another task ({'; '.join(other)})")
+        return made.environments
+
     try:
-        return iteration.restart(number, lambda: again(number).environments)
+        return iteration.restart(number, make)
     except UsageError as error:
         raise EnvironmentFault(f"the environments could not begin afresh: {error}") from error
 
@@ -297,12 +320,15 @@ def planned(configuration: TrainConfiguration, schedule: Schedule) -> dict[str, 
 
 
 def _policy_of(configuration: TrainConfiguration, spaces: Spaces, backend: str, learner: Learner, steps: int) -> Policy:
-    normalizes = configuration.normalization.normalize_observations
+    normalizes, identity = configuration.normalization.normalize_observations, configuration.environment
+    run, known = configuration.run, {} if identity is None else {"environment": identity.as_dict()}
+    known |= {name: list(given) for name in ("env_kwargs", "wrapper") if (given := getattr(run, name))}
     return Policy(
         spaces=spaces,
         activation=configuration.network.activation,
         parameters=learner.actor.parameters,
         observation_statistics=learner.observations if normalizes else None,
         observation_clip=configuration.normalization.observation_clip,
-        description={"algorithm": configuration.algorithm, "env": configuration.run.env, "backend": backend, "steps": steps},
+        description={"algorithm": configuration.algorithm, "env": configuration.run.env, "backend": backend, "steps": steps}
+        | known,
     )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 from surefoot.control.configuration import Backend, TrainConfiguration
+from surefoot.control.environments.arguments import Wrapper
 from surefoot.control.environments.host import HostEnvironments
-from surefoot.control.environments.making import Environment
+from surefoot.control.environments.making import Environment, recipe_for
 from surefoot.control.environments.select import Selection, select_environments
 from surefoot.control.environments.workers.vector import WorkerSettings
 from surefoot.control.recorded.source import RecordedSource, open_recorded
@@ -26,6 +30,7 @@ def open_source(
     seed: int,
     began: int = 0,
     backend: Backend | None = None,
+    wrapper: Iterable[Wrapper] | None = None,
 ) -> tuple[TrainConfiguration, Source]:
     """Make one seed's environments, or open recorded data.
 
@@ -35,9 +40,10 @@ def open_source(
         seed: which.
         began: the iteration that the environments begin with.
         backend: what steps them, by default what the configuration says.
+        wrapper: the wrappers, by default those that the configuration names.
 
     Returns:
-        the configuration, which recorded data shape; and the source.
+        the configuration, which recorded data shape, with what the environment is; and the source.
 
     Raises:
         UsageError: something cannot be used.
@@ -47,9 +53,12 @@ def open_source(
         if environment is not None:
             raise UsageError("recorded data are learnt from without acting; give no environment beside from_data")
         return open_recorded(configuration)
-    wanted = run.env if environment is None else environment
+    recipe = recipe_for(
+        run.env if environment is None else environment, run.env_kwargs, run.wrapper if wrapper is None else wrapper
+    )
     restart = run.on_worker_failure == "restart"
     workers = WorkerSettings(run.env_workers, run.worker_timeout, restart) if run.env_workers else None
-    return configuration, select_environments(
-        wanted, backend=backend or run.backend, num_envs=run.num_envs, seed=seed, began=began, workers=workers
+    selection = select_environments(
+        recipe, backend=backend or run.backend, num_envs=run.num_envs, seed=seed, began=began, workers=workers
     )
+    return replace(configuration, environment=selection.identity), selection

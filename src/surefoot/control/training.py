@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from surefoot.control.compilation import check_jax, use_persistent_cache
 from surefoot.control.configuration import TrainConfiguration
 from surefoot.control.durability.resuming import backend_of, check_source, find_start, finished_before, read_configuration
+from surefoot.control.environments.arguments import Wrapper
 from surefoot.control.environments.functional import FunctionalEnvironment
 from surefoot.control.environments.making import Environment, environment_name
 from surefoot.control.environments.seeding import shared_generators_restored
@@ -79,6 +81,7 @@ def resume(
     total_steps: int | None = None,
     exact: bool = False,
     environment: Environment | None = None,
+    wrapper: Iterable[Wrapper] | None = None,
     quiet: bool = False,
     started: float | None = None,
 ) -> dict[str, Any]:
@@ -88,7 +91,8 @@ def resume(
         run: its folder.
         total_steps: how many steps it shall have in place of those that it was planned for, which are fewer.
         exact: pass over checkpoints that are not exact.
-        environment: the callable that it was trained with, where its configuration only names that.
+        environment: what it was trained in, where that was a callable, which its configuration only names.
+        wrapper: the wrappers that it was trained in, where those that its configuration names are not found.
         quiet: no progress.
         started: ``time.time()`` of the process's start; now by default.
 
@@ -96,7 +100,8 @@ def resume(
         as :func:`train`.
 
     Raises:
-        UsageError: there is no run or no checkpoint; it is finished, in use, or not what was written.
+        UsageError: there is no run or no checkpoint; it is finished, in use, or not what was written; or the environment is not
+            given, or is another task than the one that the run was trained in.
         RunError: as :func:`train`.
     """
     started, folder = time.time() if started is None else started, Path(run)
@@ -113,9 +118,12 @@ def resume(
         elif finished is not None:
             why = f"ended early: {finished['ended_early']}" if finished["ended_early"] else "is finished"
             raise UsageError(f"{folder} {why}; --total-steps N goes on beyond its {planned} steps")
+        if environment is None and configuration.environment is not None and configuration.environment.unfound is not None:
+            raise UsageError(configuration.environment.unfound)
         check_jax()
         use_persistent_cache()
-        return _train_all(configuration, folder, environment, resumed=True, exact=exact, quiet=quiet, started=started)
+        given: dict[str, Any] = {"wrapper": wrapper, "quiet": quiet, "started": started}
+        return _train_all(configuration, folder, environment, resumed=True, exact=exact, **given)
 
 
 def _train_all(
@@ -126,6 +134,7 @@ def _train_all(
     source: Source | None = None,
     resumed: bool = False,
     exact: bool = False,
+    wrapper: Iterable[Wrapper] | None = None,
     quiet: bool,
     started: float,
 ) -> dict[str, Any]:
@@ -139,10 +148,11 @@ def _train_all(
             start = find_start(home, configuration, seeds=len(folders), exact=exact)
         if source is None:
             began, backend = (0 if start is None else start.iteration), backend_of(start, configuration, environment)
-            shaped, source = open_source(configuration, environment, seed=next(iter(folders)), began=began, backend=backend)
+            settings: dict[str, Any] = {"began": began, "backend": backend, "wrapper": wrapper}
+            shaped, source = open_source(configuration, environment, seed=next(iter(folders)), **settings)
         try:
-            if start is not None:
-                check_source(start, source)
+            if resumed:
+                start, shaped = check_source(start, source, configuration, shaped)
             if resumed and len(seeds) > 1:  # of one seed the same is done below
                 (folder / SUMMARY_FILE).unlink(missing_ok=True)
                 write_json(folder / CONFIGURATION_FILE, configuration.as_dict())
@@ -155,7 +165,7 @@ def _train_all(
             return train_at(folder, {seeds[0]: folder}, source, started)[0]
         folders = {seed: folder / f"seed-{seed}" for seed in seeds}
         if source is None:
-            _, source = open_source(configuration, environment, seed=seeds[0])
+            _, source = open_source(configuration, environment, seed=seeds[0], wrapper=wrapper)
         together = isinstance(source, Selection) and isinstance(source.environments, FunctionalEnvironment)
         results: list[dict[str, Any]] = []
         try:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import SyncVectorEnv
 
+from surefoot.control.environments.making import Recipe
 from surefoot.control.environments.seeding import seed_environment, seed_shared, seed_vector, shared_generators_restored
 from surefoot.control.environments.select import select_environments
 from surefoot.control.environments.workers.replay import replay
@@ -84,7 +85,7 @@ def until_it_fails(vector):
 
 def test_a_failure_that_was_drawn_is_replayed(tmp_path):
     vector = WorkerEnvironments(
-        f"{HERE}:Gambles", name=f"{HERE}:Gambles", num_envs=1, settings=WorkerSettings(1, 60.0, False), seed=8
+        Recipe(f"{HERE}:Gambles"), name=f"{HERE}:Gambles", num_envs=1, settings=WorkerSettings(1, 60.0, False), seed=8
     )
     try:
         vector.reset(seed=8)

@@ -19,7 +19,7 @@ from gymnasium.vector import SyncVectorEnv
 
 from surefoot.cli import main
 from surefoot.control.environments.host import HostEnvironments
-from surefoot.control.environments.making import environment_name
+from surefoot.control.environments.making import Recipe, environment_name
 from surefoot.control.environments.workers.failures import Failure, Recording
 from surefoot.control.environments.workers.replay import replay
 from surefoot.control.environments.workers.vector import WorkerEnvironments, WorkerSettings
@@ -40,7 +40,7 @@ HERE = "tests.durability.control.failing"
 def workers(environment, num_envs=3, count=2, *, limit=60.0, restart=False):
     settings = WorkerSettings(count, limit, restart)
     return WorkerEnvironments(
-        environment, name=environment_name(environment).rpartition(":")[2], num_envs=num_envs, settings=settings
+        Recipe(environment), name=environment_name(environment).rpartition(":")[2], num_envs=num_envs, settings=settings
     )
 
 
@@ -185,11 +185,12 @@ def test_signals_are_the_parents_to_answer(number):
 
 SCRIPT = """
 import os, sys, tests.durability.control.failing as failing
+from surefoot.control.environments.making import Recipe
 from surefoot.control.environments.workers.vector import WorkerEnvironments, WorkerSettings
 print("once", flush=True)
 class Mine(failing.{kind}):
     pass
-vector = WorkerEnvironments(Mine, name="Mine", num_envs=2, settings=WorkerSettings(2, 60.0, False))
+vector = WorkerEnvironments(Recipe(Mine), name="Mine", num_envs=2, settings=WorkerSettings(2, 60.0, False))
 vector.reset(seed=1)
 vector.step(vector.action_space.sample())
 print("stepped", flush=True)
@@ -339,7 +340,7 @@ def test_an_environment_that_fails_over_and_over_stops_the_run(monkeypatch):
         (f"{HERE}:hung_while_made", EnvironmentFault, "did not answer within 1 s while it was made"),
         (f"{HERE}:no_environment", UsageError, "returned int, and worker processes step a gymnasium.Env alone"),
         (partial(failing.Echo, threading.Lock()), UsageError, "partial cannot be sent to a worker process .TypeError"),
-        ("NoSuch-v0", UsageError, "NoSuch-v0 cannot be made"),
+        ("NoSuch-v0", UsageError, "there is no environment NoSuch-v0"),
     ],
 )
 def test_what_cannot_be_made_is_said(environment, error, words):

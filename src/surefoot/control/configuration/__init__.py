@@ -26,6 +26,7 @@ from surefoot.control.configuration.run import (
     NormalizationConfiguration,
     RunConfiguration,
 )
+from surefoot.control.environments.identity import EnvironmentIdentity
 from surefoot.equations.weights import WEIGHT_NEEDS
 from surefoot.errors import UsageError
 from surefoot.runs.settings import Settings, part_from, refuse_unknown
@@ -77,6 +78,8 @@ class TrainConfiguration(Settings):
     recorded: RecordedConfiguration | None = None
     """Where the algorithm can learn from recorded data."""
     algorithm: str = "custom"
+    environment: EnvironmentIdentity | None = None
+    """What the environment is that the run was trained in: no choice, but what was found when it was made."""
 
     def _check(self) -> None:
         normalization = self.weight.advantage_normalization
@@ -184,7 +187,7 @@ class TrainConfiguration(Settings):
         flat: dict[str, Any] = {"algorithm": self.algorithm}
         for part in self.parts().values():
             flat.update({k: list(v) if isinstance(v, tuple) else v for k, v in vars(part).items()})
-        return flat
+        return flat if self.environment is None else flat | {"environment": self.environment.as_dict()}
 
     @staticmethod
     def from_dict(settings: Mapping[str, Any]) -> TrainConfiguration:
@@ -209,11 +212,18 @@ class TrainConfiguration(Settings):
             "recorded": ("from_data", RecordedConfiguration),
         }
         kinds |= {name: kind for name, (setting, kind) in optional.items() if setting in settings}
-        refuse_unknown(settings, ["algorithm", *(f.name for kind in kinds.values() for f in fields(kind))])
+        refuse_unknown(settings, ["algorithm", "environment", *(f.name for kind in kinds.values() for f in fields(kind))])
         parts = {name: part_from(kind, settings) for name, kind in kinds.items()}
         if ("objective" in kinds) == ("trust_region" in kinds):
             raise UsageError("give either entropy_coefficient, of an objective, or max_kl, of a trust region")
-        return TrainConfiguration(algorithm=settings.get("algorithm", "custom"), **({"objective": None} | parts))
+        try:
+            identity = (
+                EnvironmentIdentity.from_dict(settings["environment"]) if settings.get("environment") is not None else None
+            )
+        except ValueError as error:
+            raise UsageError(f"of environment, {error}") from error
+        named = {"algorithm": settings.get("algorithm", "custom"), "environment": identity}
+        return TrainConfiguration(**named, **({"objective": None} | parts))
 
     def idle_options(self) -> dict[str, str]:
         """Settings that nothing reads under the others, each with the reason."""
@@ -258,7 +268,9 @@ class TrainConfiguration(Settings):
             idle |= dict.fromkeys(("episodes_per_update", "importance_limit", "smallest_effective_share"), without)
         elif self.recorded is not None:
             acting = "recorded data have the environments' steps in them already"
-            idle |= dict.fromkeys(("num_envs", "rollout_length", "backend", "restart_every", "env_workers"), acting)
+            idle |= dict.fromkeys(
+                ("num_envs", "rollout_length", "backend", "restart_every", "env_workers", "env_kwargs", "wrapper"), acting
+            )
             cloned = "the policy starts as a fit to the recorded one"
             idle["initial_log_std"] = cloned
             if not weight.critics:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from surefoot.control.environments.arguments import spell_arguments, spell_wrappers
 from surefoot.errors import require
 from surefoot.runs.cadence import Cadence
 from surefoot.runs.settings import Settings
@@ -25,6 +26,12 @@ class RunConfiguration(Settings):
     env: str
     """Gymnasium id (CartPole-v1), a functional one (phys2d/CartPole-v1), or package.module:callable that returns an
     environment."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments of the environment, KEY=VALUE each: continuous=True gravity=-5. A value is JSON or a Python literal, else a text. None by
+    default; with some, Gymnasium's own environments are stepped."""
+    wrapper: tuple[str, ...] = ()
+    """Wrappers around each environment, package.module:function each, the first one innermost:
+    gymnasium.wrappers:FlattenObservation. None by default; with some, Gymnasium's own environments are stepped."""
     total_steps: int = 1_000_000
     """Environment steps of the whole run, rounded up to whole rollouts, and where a report covers several, to whole
     reports. Steps in which an environment only resets count here, not in reports."""
@@ -69,6 +76,12 @@ class RunConfiguration(Settings):
     on_worker_failure: Literal["stop", "restart"] = "stop"
     """What happens where an environment in a worker process raises, hangs, crashes or returns what it must not: stop ends the run;
     restart makes it anew, and env/restarts counts. Either leaves a file with which it can be replayed."""
+
+    def __post_init__(self) -> None:
+        # From Python arguments also come by name, and wrappers as they are.
+        object.__setattr__(self, "env_kwargs", spell_arguments(self.env_kwargs))
+        object.__setattr__(self, "wrapper", spell_wrappers(self.wrapper))
+        super().__post_init__()
 
     def _check(self) -> None:
         require(bool(self.env), "--env is empty; give a Gymnasium id such as CartPole-v1")

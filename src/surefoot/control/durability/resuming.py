@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from surefoot.control.configuration import Backend, TrainConfiguration
 from surefoot.control.durability.standing import check
+from surefoot.control.environments.identity import differences
 from surefoot.control.environments.making import Environment, names_callable
 from surefoot.control.sources import Source
 from surefoot.errors import UsageError
@@ -66,15 +68,41 @@ def backend_of(start: Start | None, configuration: TrainConfiguration, environme
     return before if before in get_args(Backend) else None
 
 
-def check_source(start: Start, source: Source) -> None:
-    """Raise UsageError where data come from elsewhere than when the checkpoint was written."""
-    if start.checkpoint is None:
-        return
-    before, now = start.checkpoint.state, source.described
-    if before["backend"] != now["backend"]:
-        raise UsageError(f"the run was trained with backend {before['backend']}, and this would be {now['backend']}")
-    if before["data"] != now["data"]:
-        raise UsageError("the recorded data are not what they were when the run began; put them back, or train anew")
+def check_source(
+    start: Start | None, source: Source, recorded: TrainConfiguration, opened: TrainConfiguration
+) -> tuple[Start | None, TrainConfiguration]:
+    """See whether data come from where they came from before.
+
+    Args:
+        start: where the run goes on; None where it begins.
+        source: as it was opened now.
+        recorded: the run's configuration, with the environment that it was trained in, as far as it was recorded.
+        opened: the same, with the environment that was made now.
+
+    Returns:
+        ``start``, with what the user should know of the environment; and ``opened`` with the recorded environment, which stays the
+        run's own.
+
+    Raises:
+        UsageError: they come from elsewhere, or the environment is another task.
+    """
+    said: tuple[str, ...] = ()
+    if recorded.environment is not None and opened.environment is not None:
+        name, found = opened.environment.name, differences(recorded.environment, opened.environment)
+        if other := [difference.sentence for difference in found if difference.of_task]:
+            raise UsageError(
+                f"{name} is another task than the run was trained in ({'; '.join(other)}); give that environment, or train anew in another"
+                " folder"
+            )
+        said = tuple(f"{name} is not quite what the run was trained in ({difference.sentence})" for difference in found)
+        opened = replace(opened, environment=recorded.environment)
+    if start is not None and start.checkpoint is not None:
+        before, now = start.checkpoint.state, source.described
+        if before["backend"] != now["backend"]:
+            raise UsageError(f"the run was trained with backend {before['backend']}, and this would be {now['backend']}")
+        if before["data"] != now["data"]:
+            raise UsageError("the recorded data are not what they were when the run began; put them back, or train anew")
+    return start and start._replace(notices=(*start.notices, *said)), opened
 
 
 def read_configuration(folder: Path) -> TrainConfiguration:

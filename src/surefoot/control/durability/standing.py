@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,10 +21,10 @@ from surefoot.runs.libraries import changed_versions, library_versions
 LIBRARIES = ("surefoot", "jax", "jaxlib", "numpy", "optax", "gymnasium", "envpool", "mujoco")
 FREE = (
     "checkpoint_every", "keep_checkpoints", "tensorboard", "out", "on_nonfinite", "env_workers", "worker_timeout",
-    "on_worker_failure", "from_data",
+    "on_worker_failure", "from_data", "environment",
 )  # fmt: skip
-"""Settings that may differ from those that a checkpoint was written under; ``total_steps`` may be more. Recorded data are compared
-themselves, wherever they lie."""
+"""Settings that may differ from those that a checkpoint was written under; ``total_steps`` may be more. Recorded data and environments
+are compared themselves, wherever they lie."""
 
 
 @dataclass
@@ -150,6 +151,8 @@ def check(checkpoint: Checkpoint, configuration: TrainConfiguration, seeds: int)
         if name not in state or not isinstance(state[name], kind) or isinstance(state[name], bool):
             raise UsageError(f"the checkpoint at step {checkpoint.step:,} is not one of a training run: it has no {name}")
     before, now = state["configuration"], configuration.as_dict()
+    with contextlib.suppress(UsageError):  # a setting that came later was at its default
+        before = TrainConfiguration.from_dict({name: now[name] for name in now if name in before}).as_dict() | before
     steps = before.get("total_steps")
     shorter = type(steps) is not int or not 1 <= steps <= configuration.run.total_steps
     for name in sorted(before.keys() | now.keys()):

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
-from gymnasium import Env, Wrapper
+from gymnasium import Env, Space, Wrapper
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from surefoot.control.environments.closing import close_vector
@@ -18,12 +18,20 @@ from surefoot.errors import Caution, EnvironmentFault, UsageError, words_of
 
 
 class NameFaults(Wrapper):
-    """Says which environment raised or returned what cannot be used, at which of its steps and with which action."""
+    """Says which environment raised or returned what cannot be used, at which of its steps and with which action.
 
-    def __init__(self, env: Env, *, name: str, index: int) -> None:
+    Args:
+        env: what is stepped.
+        name: what messages call it.
+        index: its number.
+        space: of the observations, as others see it; the environment's own by default.
+    """
+
+    def __init__(self, env: Env, *, name: str, index: int, space: Space | None = None) -> None:
         super().__init__(env)
         self._name, self._index, self._steps = name, index, 0
         self._space = env.observation_space  # found once: it lies behind every wrapper
+        self.observation_space = self._space if space is None else space
 
     def step(self, action: Any) -> Any:
         """Step, counting."""

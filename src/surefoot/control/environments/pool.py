@@ -5,10 +5,12 @@ works.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from surefoot.control.environments.host import HostEnvironments, environment_seed
+from surefoot.control.environments.identity import EnvironmentIdentity
 from surefoot.control.policies.spaces import Spaces, describe_spaces
 from surefoot.control.rollout import EnvironmentStep, ScanCarry
 from surefoot.equations import Array
@@ -34,10 +37,31 @@ def has_task(env_id: str) -> bool:
 
 
 def _envpool() -> Any:
+    return _quiet(lambda: importlib.import_module("envpool"))
+
+
+NEVER = 2**31 - 1
+"""Where EnvPool's configuration has a time limit of so many steps, it means none."""
+
+
+def described_task(env_id: str) -> EnvironmentIdentity:
+    """What EnvPool says of a task of its own, without making it; its spaces are unknown where a policy cannot have them."""
+    specification = _quiet(lambda: _envpool().make_spec(env_id))
+    limit = int(specification.config.max_episode_steps)
+    observations = _quiet(lambda: specification.gymnasium_observation_space)
+    actions = _quiet(lambda: specification.gymnasium_action_space)
+    try:
+        spaces = describe_spaces(observations, actions, name=env_id)
+    except UsageError:
+        spaces = None
+    return EnvironmentIdentity("", spaces=spaces, max_episode_steps=0 if limit == NEVER else limit)
+
+
+def _quiet(call: Callable[[], Any]) -> Any:
+    """Its warnings are about the precision of bounds."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the precision of other tasks' bounds
-        import envpool
-    return envpool
+        warnings.simplefilter("ignore")
+        return call()
 
 
 def processors() -> int:

@@ -12,21 +12,25 @@ import gymnasium
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from surefoot.control.configuration import Backend
+from surefoot.control.environments.describing import describe, describe_vector
 from surefoot.control.environments.functional import FunctionalEnvironment, check_functional, make_functional
 from surefoot.control.environments.host import HostEnvironments, NameFaults, environment_seed
+from surefoot.control.environments.identity import EnvironmentIdentity
 from surefoot.control.environments.making import (
     Environment,
+    Recipe,
     call_factory,
-    environment_name,
-    gymnasium_maker,
-    import_callable,
-    import_module,
+    check_copies,
     make_named,
-    names_callable,
+    make_single,
+    recipe_for,
+    specification_of,
 )
 from surefoot.control.environments.pool import Pool, has_task, is_installed
+from surefoot.control.environments.pool_identity import EnvPoolTask, compare_with_gymnasium
 from surefoot.control.environments.seeding import seed_shared
 from surefoot.control.environments.workers.vector import WorkerEnvironments, WorkerSettings
+from surefoot.control.policies.spaces import describe_spaces
 from surefoot.errors import UsageError
 
 Environments = HostEnvironments | Pool | FunctionalEnvironment
@@ -42,6 +46,8 @@ class Selection:
     backend: str
     notices: tuple[str, ...]
     """Sentences for the user: which backend was chosen, and what would be faster."""
+    identity: EnvironmentIdentity
+    """What they are."""
     again: Callable[[int], Selection] | None = None
     """The same environments made anew, to begin with the given iteration."""
 
@@ -52,7 +58,7 @@ class Selection:
 
 
 def select_environments(
-    environment: Environment,
+    environment: Environment | Recipe,
     *,
     backend: Backend,
     num_envs: int,
@@ -65,7 +71,8 @@ def select_environments(
 
     Args:
         environment: an id, ``package.module:callable``, or a callable that returns a Gymnasium environment, a
-            Gymnasium vector environment (called with num_envs) or a :class:`FunctionalEnvironment`.
+            Gymnasium vector environment (called with num_envs) or a :class:`FunctionalEnvironment`; or any of these with arguments
+            and wrappers.
         backend: what shall step them.
         num_envs: how many.
         seed: the run's, or an evaluation's: EnvPool, and environments that draw numbers as they are made, want it here.
@@ -76,99 +83,144 @@ def select_environments(
     Raises:
         UsageError: there is no such environment, the backend does not have it, or a package that it needs is missing.
     """
-    settings: dict[str, Any] = {"backend": backend, "num_envs": num_envs, "seed": seed, "exactly": exactly}
-    again = lambda began: select_environments(environment, **settings, began=began, workers=workers)  # noqa: E731
-    own = environment_seed(seed, began)
-    if workers is not None:
-        made = _in_workers(environment, backend=backend, num_envs=num_envs, settings=workers, seed=own)
-        return replace(made, again=again)
-    seed_shared(own)
-    return replace(_select(environment, **settings, began=began), again=again)
+    recipe = environment if isinstance(environment, Recipe) else recipe_for(environment)
+
+    def make(began: int) -> Selection:
+        own = environment_seed(seed, began)
+        if workers is not None:
+            return _in_workers(recipe, backend=backend, num_envs=num_envs, settings=workers, seed=own)
+        seed_shared(own)
+        if recipe.id is None:
+            return _from_callable(recipe, backend=backend, num_envs=num_envs, exactly=exactly)
+        return _from_id(recipe, recipe.id, backend, num_envs, seed, began)
+
+    selected = make(began)
+    return selected if selected.again is not None else replace(selected, again=make)
 
 
-def _in_workers(environment: Environment, *, backend: Backend, num_envs: int, settings: WorkerSettings, seed: int) -> Selection:
+def _in_workers(recipe: Recipe, *, backend: Backend, num_envs: int, settings: WorkerSettings, seed: int) -> Selection:
     """Gymnasium's environments, one after the other, in processes of their own."""
-    name = environment_name(environment)
     if os.name != "posix":
         raise UsageError("--env-workers needs a Unix system; leave it out")
-    if isinstance(environment, str) and not names_callable(environment):
-        if environment.startswith("phys2d/"):
-            raise UsageError(f"--env-workers would do nothing: {environment} is a pure-JAX environment; leave it out")
-        if backend == "gymnasium" and _specification(environment).vector_entry_point is not None:
+    if (name := recipe.id) is not None:
+        if name.startswith("phys2d/"):
+            raise UsageError(f"--env-workers would do nothing: {name} is a pure-JAX environment; leave it out")
+        if backend == "gymnasium" and recipe.plain and specification_of(name).vector_entry_point is not None:
             raise UsageError(
-                f"--backend gymnasium steps {environment} in Gymnasium's own vectorised version, which is one process; take"
+                f"--backend gymnasium steps {name} in Gymnasium's own vectorised version, which is one process; take"
                 " gymnasium-sync, or leave --env-workers out"
             )
-        _specification(environment)
     several = f"{settings.count} worker processes" if settings.count > 1 else "a worker process"
-    environments = WorkerEnvironments(environment, name=name, num_envs=num_envs, settings=settings, seed=seed)
+    inside = WorkerEnvironments(recipe, name=recipe.name, num_envs=num_envs, settings=settings, seed=seed)
     notice = f"backend gymnasium-sync, Gymnasium's environments in {several}"
-    return Selection(HostEnvironments(environments, name=name), "gymnasium-sync", (notice,))
+    environments = HostEnvironments(inside, name=recipe.name)
+    return Selection(environments, "gymnasium-sync", (notice,), replace(inside.identity, spaces=environments.spaces))
 
 
-def _select(environment: Environment, *, backend: Backend, num_envs: int, seed: int, exactly: bool, began: int) -> Selection:
-    factory = import_callable(environment) if isinstance(environment, str) and names_callable(environment) else environment
-    if not isinstance(factory, str):
-        return _from_callable(factory, environment_name(environment), backend=backend, num_envs=num_envs, exactly=exactly)
-    name = factory
-    if backend == "jax" or (backend == "auto" and name.startswith("phys2d/")):
-        return Selection(make_functional(name), "jax", ("backend jax: the whole iteration is one compiled program",))
+def _from_id(recipe: Recipe, name: str, backend: Backend, num_envs: int, seed: int, began: int) -> Selection:
+    if backend in ("envpool", "jax") and not recipe.plain:
+        kind = "EnvPool's own" if backend == "envpool" else "a pure-JAX"
+        raise UsageError(
+            f"--backend {backend} steps {kind} {name}, which takes no --env-kwargs and no --wrapper; take gymnasium-sync, or auto"
+        )
+    if backend == "jax" or (backend == "auto" and recipe.plain and name.startswith("phys2d/")):
+        notice = "backend jax: the whole iteration is one compiled program"
+        return _functional(make_functional(name), recipe, notice)
     if backend == "envpool":
-        return Selection(_pool(name, num_envs, seed, began), "envpool", ("backend envpool",))
-    specification = _specification(name)
-    vectorized = specification.vector_entry_point is not None
+        return _pooled(recipe, name, compare_with_gymnasium(recipe, name), num_envs, seed, began, explicit=True)
+    specification = specification_of(name)
+    vectorized = specification.vector_entry_point is not None and recipe.plain
+    given = "" if recipe.plain else ", which take --env-kwargs and --wrapper"
+    notices = []
     if backend == "auto":
-        if has_task(name):
-            notice = f"backend envpool, which is installed and has {name}; --backend gymnasium would step Gymnasium's own"
-            return Selection(_pool(name, num_envs, seed, began), "envpool", (notice,))
         backend = "gymnasium" if vectorized else "gymnasium-sync"
-        notices = [
-            f"backend {backend}, Gymnasium's {'own vectorised version' if vectorized else 'environments, one after the other'}"
-        ]
-        if not is_installed() and str(specification.entry_point).startswith(POOLED):
+        which = f"{'own vectorised version' if vectorized else 'environments, one after the other'}{given}"
+        if has_task(name) and recipe.plain:
+            task = compare_with_gymnasium(recipe, name)
+            if task.agrees:
+                return _pooled(recipe, name, task, num_envs, seed, began, explicit=False)
+            notices.append(f"backend {backend}, Gymnasium's {which}: EnvPool has a {name} too, but {task.why}")
+        else:
+            notices.append(f"backend {backend}, Gymnasium's {which}")
+        if not is_installed() and recipe.plain and str(specification.entry_point).startswith(POOLED):
             notices.append(f"EnvPool would step {name} faster: pip install 'surefoot[envpool]'")
     elif backend == "gymnasium" and not vectorized:
         backend = "gymnasium-sync"
-        notices = [f"backend gymnasium-sync: Gymnasium has no vectorised version of {name}"]
-    else:
-        notices = [f"backend {backend}"]
-    return Selection(_gymnasium(name, backend=backend, num_envs=num_envs), backend, tuple(notices))
-
-
-def _specification(name: str) -> Any:
-    module, _, plain = name.rpartition(":")
-    if module:  # package.module:Id-v0, which the module registers
-        import_module(name, module)
-    try:
-        return gymnasium.spec(plain)
-    except gymnasium.error.Error as error:
-        raise UsageError(f"there is no environment {name}: {error}") from None
-    except ImportError as error:
-        raise UsageError(f"there is no environment {name}: {error}; give a Gymnasium id or package.module:callable") from None
-
-
-def _gymnasium(name: str, *, backend: str, num_envs: int) -> HostEnvironments:
-    if backend == "gymnasium":
-        environments: VectorEnv = make_named(
-            name, partial(gymnasium.make_vec, name, num_envs, vectorization_mode="vector_entry_point")
+        why = (
+            "Gymnasium has no vectorised version of"
+            if recipe.plain
+            else "--env-kwargs and --wrapper are for single environments of"
         )
+        notices.append(f"backend gymnasium-sync: {why} {name}")
     else:
-        make = gymnasium_maker(name)
-        environments = _synchronous(lambda i: NameFaults(make_named(name, make), name=name, index=i), num_envs)
-    return HostEnvironments(environments, name=name)
+        notices.append(f"backend {backend}")
+    try:
+        if backend == "gymnasium":
+            inside = make_named(name, partial(gymnasium.make_vec, name, num_envs, vectorization_mode="vector_entry_point"))
+            environments = HostEnvironments(inside, name=name)
+            identity = recipe.identify(_registered(specification))
+        else:
+            environments, identity = _one_by_one(recipe, num_envs)
+    except UsageError as error:
+        elsewhere = has_task(name) and recipe.plain
+        hint = "; --backend envpool would step EnvPool's, for surefoot evaluate and export too" if elsewhere else ""
+        raise type(error)(f"{error}{hint}") from error
+    return Selection(environments, backend, tuple(notices), replace(identity, spaces=environments.spaces))
 
 
-def _pool(name: str, num_envs: int, seed: int, began: int) -> Pool | HostEnvironments:
-    pool = make_named(name, lambda: Pool(name, num_envs=num_envs, seed=seed, began=began))
-    return pool if pool.compiles else pool.on_host()
+def _pooled(recipe: Recipe, name: str, task: EnvPoolTask, num_envs: int, seed: int, began: int, *, explicit: bool) -> Selection:
+    """EnvPool's environments, which ``task`` has compared with Gymnasium's."""
+
+    def make(began: int) -> Selection:
+        pool = make_named(name, lambda: Pool(name, num_envs=num_envs, seed=seed, began=began))
+        identity = replace(task.identity, spaces=pool.spaces)
+        return Selection(pool if pool.compiles else pool.on_host(), "envpool", notices, recipe.identify(identity), make)
+
+    chosen = f", which is installed and has {name}; --backend gymnasium would step Gymnasium's own"
+    notices: tuple[str, ...] = (f"backend envpool{'' if explicit else chosen}",)
+    if task.why is not None:
+        notices += (f"{task.why}: give --backend envpool to surefoot evaluate and export too",)
+    return make(began)
 
 
-def _synchronous(make: Callable[[int], gymnasium.Env], num_envs: int) -> SyncVectorEnv:
-    return SyncVectorEnv([partial(make, i) for i in range(num_envs)])
+def _functional(environment: FunctionalEnvironment, recipe: Recipe, *notices: str) -> Selection:
+    limit = environment.max_episode_steps
+    spaces = describe_spaces(environment.observation_space, environment.action_space, name=recipe.name)
+    described = EnvironmentIdentity("", spaces=spaces, max_episode_steps=0 if limit is None else limit)
+    return Selection(environment, "jax", notices, recipe.identify(described))
 
 
-def _from_callable(factory: Callable[..., Any], name: str, *, backend: Backend, num_envs: int, exactly: bool) -> Selection:
-    first = call_factory(factory, name, num_envs)
+def _registered(specification: Any) -> EnvironmentIdentity:
+    """What Gymnasium's vectorised version of an id is: what is registered, without a look inside."""
+    return EnvironmentIdentity("", max_episode_steps=specification.max_episode_steps or 0)
+
+
+def _one_by_one(
+    recipe: Recipe, num_envs: int, first: gymnasium.Env | None = None
+) -> tuple[HostEnvironments, EnvironmentIdentity]:
+    """Single environments, one after the other.
+
+    Args:
+        recipe: what they are made from.
+        num_envs: how many.
+        first: number 0, without wrappers, where it is made already.
+    """
+    name = recipe.name
+    made = [make_single(recipe, name=name) if first is None else recipe.wrapped(first)]
+    made += [make_single(recipe, name=name) for _ in range(num_envs - 1)]
+    if len({id(environment.unwrapped) for environment in made}) < num_envs:
+        raise UsageError(f"{name} returned the same environment twice; it must make a new one at each call")
+    check_copies([(environment.observation_space, environment.action_space) for environment in made], name=name)
+    identity = recipe.identify(describe(made[0]))
+    # All say that they have the first one's space: bounds of observations may differ, and nothing reads them.
+    named = [NameFaults(e, name=name, index=i, space=made[0].observation_space) for i, e in enumerate(made)]
+    vector = make_named(name, lambda: SyncVectorEnv([partial(lambda e: e, environment) for environment in named]))
+    return HostEnvironments(vector, name=name), identity
+
+
+def _from_callable(recipe: Recipe, *, backend: Backend, num_envs: int, exactly: bool) -> Selection:
+    name = recipe.name
+    first = call_factory(recipe.factory(), name, num_envs)
     if isinstance(first, VectorEnv):
         if first.num_envs != num_envs and exactly:
             raise UsageError(
@@ -186,15 +238,16 @@ def _from_callable(factory: Callable[..., Any], name: str, *, backend: Backend, 
         )
     if backend not in ("auto", kind) and not (backend == "gymnasium" and kind == "gymnasium-sync"):
         raise UsageError(f"--backend {backend} cannot step {name}, which returns {type(first).__name__}; take auto or {kind}")
-    notices = (f"backend {kind}, from what {name} returns",)
+    if recipe.wrappers and kind != "gymnasium-sync":
+        raise UsageError(
+            f"--wrapper is for single environments, and {name} returns {type(first).__name__}; wrap it inside of {name}"
+        )
+    notice = f"backend {kind}, from what {name} returns"
     if isinstance(first, FunctionalEnvironment):
         check_functional(first, name=name)
-        return Selection(first, kind, notices)
+        return _functional(first, recipe, notice)
     if isinstance(first, gymnasium.Env):
-        made = [first]  # the first call's environment becomes number 0, so that the callable runs N times for N environments
-        make = lambda i: NameFaults(made.pop() if made else make_named(name, factory), name=name, index=i)  # noqa: E731
-        first = _synchronous(make, num_envs)
-        if len({id(e.unwrapped) for e in first.envs}) < num_envs:
-            raise UsageError(f"{name} returned the same environment twice; it must make a new one at each call")
-    environments = HostEnvironments(first, name=name)
-    return Selection(environments, kind, notices + environments.notices)
+        environments, identity = _one_by_one(recipe, num_envs, first)
+    else:
+        environments, identity = HostEnvironments(first, name=name), recipe.identify(describe_vector(first))
+    return Selection(environments, kind, (notice, *environments.notices), replace(identity, spaces=environments.spaces))

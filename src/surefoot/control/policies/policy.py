@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from surefoot.control.environments.identity import EnvironmentIdentity
 from surefoot.control.policies.networks import evaluate_network
 from surefoot.control.policies.normalization import RunningStatistics, normalize
 from surefoot.control.policies.spaces import KINDS, Spaces
@@ -57,7 +58,17 @@ class Policy:
     """Mean and variance that observations are normalised with; None where the run did not normalise."""
     observation_clip: float
     description: Mapping[str, Any]
-    """Where the policy comes from: algorithm, env, backend, steps it was trained for."""
+    """Where the policy comes from: algorithm, env, backend, steps it was trained for; environment, what env was, and env_kwargs and
+    wrapper where there were some."""
+
+    @property
+    def environment(self) -> EnvironmentIdentity:
+        """What the policy was trained in, as far as it was recorded: its name and spaces at least."""
+        recorded = self.description.get("environment")
+        known = (
+            EnvironmentIdentity(str(self.description["env"])) if recorded is None else EnvironmentIdentity.from_dict(recorded)
+        )
+        return replace(known, spaces=self.spaces)
 
     def distribution(self, observations: np.ndarray) -> Distribution:
         """π(·|s) over the policy's own (unclipped, unscaled) actions, for observations of shape (…, observation
@@ -205,6 +216,9 @@ def _check(policy: Policy) -> None:
     _demand(policy.observation_clip > 0, "it clips observations at no positive number")
     description = policy.description
     _demand(isinstance(description, dict) and isinstance(description.get("env"), str), "it names no environment")
+    _demand(policy.environment.spaces == policy.spaces, "it names no environment")  # or what reads it raises
+    texts = [description.get(name, []) for name in ("env_kwargs", "wrapper")]
+    _demand(all(isinstance(t, list) and all(isinstance(text, str) for text in t) for t in texts), "its arguments are no texts")
     _demand(all(array.dtype == np.float32 for array in policy.parameters.values()), "its weights are not float32")
     _demand(all(np.isfinite(array).all() for array in policy.parameters.values()), "its weights are not finite")
     left = {name: array.shape for name, array in policy.parameters.items()}

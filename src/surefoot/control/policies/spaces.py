@@ -183,9 +183,13 @@ def describe_spaces(observation_space: Any, action_space: Any, *, name: str) -> 
     if not isinstance(observation_space, gym_spaces.Box) or len(observation_space.shape) != 1:
         raise UsageError(
             f"{name} has observations {observation_space}, and only vectors (a one-dimensional Box) are supported;"
-            " wrap it in gymnasium.wrappers.FlattenObservation"
+            " wrap it in gymnasium.wrappers.FlattenObservation (--wrapper gymnasium.wrappers:FlattenObservation)"
         )
     (size,) = observation_space.shape
+    if size == 0:
+        raise UsageError(
+            f"{name} has observations of no component; give them one, of a constant value, where there is nothing to see"
+        )
     if isinstance(action_space, gym_spaces.Discrete):
         action = ActionSpace("discrete", (int(action_space.n),), start=(int(action_space.start),))
     elif isinstance(action_space, gym_spaces.MultiDiscrete) and action_space.nvec.ndim == 1:

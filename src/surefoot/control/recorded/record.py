@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from surefoot.control.configuration import Backend
 from surefoot.control.configuration.run import WORKER_TIMEOUT
+from surefoot.control.environments.arguments import Wrapper
 from surefoot.control.environments.host import HostEnvironments
 from surefoot.control.environments.making import Environment, names_callable
 from surefoot.control.environments.seeding import shared_generators_restored
@@ -44,6 +45,8 @@ def record(
     worker_timeout: float = WORKER_TIMEOUT,
     longest_episode: int | None = LONGEST_EPISODE,
     quiet: bool = False,
+    env_kwargs: Mapping[str, Any] | Iterable[str] | None = None,
+    wrapper: Iterable[Wrapper] | None = None,
 ) -> dict[str, Any]:
     """Run a saved policy for whole episodes and write them as a Minari data set.
 
@@ -67,6 +70,8 @@ def record(
         worker_timeout: seconds that an environment in one may take.
         longest_episode: steps after which an episode is cut; its last step is truncated.
         quiet: no progress.
+        env_kwargs: arguments of the environment, in place of the run's.
+        wrapper: wrappers around each environment, as for ``evaluate``.
 
     Returns:
         env, data (the folder), dataset (its name), episodes, steps, mean_return, std_return (population), mean_length,
@@ -87,7 +92,7 @@ def record(
     if file.exists() and (not file.is_dir() or any(file.iterdir())):
         raise UsageError(f"{file} already exists; choose another --record or delete it")
     policy = load_policy(run)
-    opened = open_environments(policy, request, environment)
+    opened = open_environments(policy, request, environment=environment, env_kwargs=env_kwargs, wrapper=wrapper)
     recorder = _Recorder(policy, opened.environments, np.random.default_rng([request.seed, 2]))
     try:
         with _Writer(file, opened.name, opened.environments, policy) as writer:
@@ -105,7 +110,7 @@ def record(
         "mean_length": float(np.mean(lengths)),
         "cut_episodes": cut,
         "backend": opened.backend,
-        "notices": list(notices),
+        "notices": [*opened.notices, *notices],
     }
 
 

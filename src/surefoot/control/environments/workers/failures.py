@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from surefoot.control.environments.arguments import spell_arguments
+from surefoot.control.environments.identity import EnvironmentIdentity
+from surefoot.control.environments.making import Recipe, environment_name
 from surefoot.runs.directory import FAILED_FOLDER, write_json
 from surefoot.runs.libraries import library_versions
 
@@ -78,8 +81,10 @@ class Failure:
     """Goes on from "environment 3 of CartPole-v1 (…)"."""
     traceback: str | None
     recording: Recording = field(repr=False)
-    found_by_name: bool = True
-    """Whether the environment can be made from its name alone."""
+    recipe: Recipe | None = field(default=None, repr=False)
+    """What it was made from; its name alone by default."""
+    identity: EnvironmentIdentity | None = field(default=None, repr=False)
+    """What it was."""
 
     @property
     def sentence(self) -> str:
@@ -93,10 +98,13 @@ class Failure:
 
     def as_dict(self) -> dict[str, Any]:
         """As its file has it."""
-        recording = self.recording
+        recording, recipe = self.recording, self.recipe or Recipe(self.environment)
         return {
             "environment": self.environment,
-            "found_by_name": self.found_by_name,
+            "found_by_name": isinstance(recipe.environment, str),
+            "env_kwargs": spell_arguments(recipe.arguments),
+            "wrapper": [w if isinstance(w, str) else environment_name(w) for w in recipe.wrappers],
+            "identity": self.identity and self.identity.as_dict(),
             "index": self.index,
             "what": self.what,
             "traceback": self.traceback,

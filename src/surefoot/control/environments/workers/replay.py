@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from surefoot.control.environments.closing import close_guarded
-from surefoot.control.environments.making import Environment, make_single
+from surefoot.control.environments.describing import describe
+from surefoot.control.environments.identity import Difference, EnvironmentIdentity, differences
+from surefoot.control.environments.making import Environment, make_single, recipe_for
 from surefoot.control.environments.seeding import seed_shared, shared_generators_restored
 from surefoot.control.environments.workers.outcomes import Unusable, describe_exception, reset_checked, step_checked
 from surefoot.errors import RunError, UsageError, require
@@ -62,12 +64,20 @@ def replay(path: str | Path, environment: Environment | None = None, *, say: Cal
         " replayed; a smaller --restart-every seeds environments more often",
     )
     name = record["environment"]
+    # Records from before these could be given have none.
+    arguments, wrappers = record.get("env_kwargs", []), record.get("wrapper", [])
+    texts = (
+        isinstance(arguments, list) and isinstance(wrappers, list) and all(isinstance(t, str) for t in (*arguments, *wrappers))
+    )
+    require(texts, f"{path} is not the record of a failed environment: env_kwargs and wrapper are not as they should be")
     require(
         environment is not None or record["found_by_name"],
         f"{name} was given as a callable; replay it from Python: replay({str(path)!r}, environment={name})",
     )
     seed_shared(record["seed"])
-    made = make_single(name if environment is None else environment, name=name)
+    made = make_single(recipe_for(name if environment is None else environment, arguments, wrappers), name=name)
+    for difference in _differences(record.get("identity"), describe(made), path):
+        say(f"this is not quite the environment that failed ({difference.sentence})")
     actions, ends = record["actions"], record["episodes_ended_after"]
     steps = iter([("reset", record["seed"]), *_steps(actions, ends, np.dtype(made.action_space.dtype))])
     say(f"{name}: seed {record['seed']}, {len(actions)} actions; it {record['what']}")
@@ -97,6 +107,13 @@ def replay(path: str | Path, environment: Environment | None = None, *, say: Cal
         if (notice := close_guarded(made.close, name)) is not None:
             say(notice)
     return Replayed(False, "it did not fail")
+
+
+def _differences(recorded: Any, made: EnvironmentIdentity, path: str | Path) -> tuple[Difference, ...]:
+    try:
+        return () if recorded is None else differences(EnvironmentIdentity.from_dict(recorded), made)
+    except ValueError as error:
+        raise UsageError(f"{path} is not the record of a failed environment: of identity, {error}") from error
 
 
 def _steps(actions: list[Any], ends: list[int], dtype: np.dtype) -> list[tuple[str, Any]]:

@@ -15,6 +15,7 @@ import cloudpickle
 import gymnasium
 
 from surefoot.control.environments.closing import close_guarded
+from surefoot.control.environments.describing import describe
 from surefoot.control.environments.making import make_single
 from surefoot.control.environments.seeding import seed_shared
 from surefoot.control.environments.workers.outcomes import Unusable, describe_exception, one_line, reset_checked, step_checked
@@ -25,9 +26,10 @@ from surefoot.errors import UsageError
 def serve(descriptor: int, shown: int) -> None:
     """Do what comes over the connection until it ends.
 
-    First comes the environment and its name; then lists of (number, command, argument), each answered by a list in its order:
+    First comes what environments are made from, and their name; then lists of (number, command, argument), each answered by a
+    list in its order:
 
-    - ``make`` with a seed: (``made``, observation space, action space);
+    - ``make`` with a seed: (``made``, observation space, action space, what the environment is);
     - ``begin`` with a seed: as ``make`` and ``reset``, the answer of the latter;
     - ``reset`` with a seed, or None to draw on: (``reset``, observation);
     - ``step`` with an action: (``step``, observation, reward, terminated, truncated);
@@ -80,7 +82,7 @@ class _Served:
             seed_shared(argument)
             made = self._make(number)
             if command == "make":
-                return ("made", made.observation_space, made.action_space)
+                return ("made", made.observation_space, made.action_space, describe(made))
             command = "reset"
         environment = self._environments[number]
         if command == "step":
@@ -93,10 +95,10 @@ class _Served:
         if (old := self._environments.pop(number, None)) is not None:
             close_guarded(old.close, "it")
         try:
-            environment, name = cloudpickle.loads(self.described)
+            recipe, name = cloudpickle.loads(self.described)
         except Exception as error:
             raise UsageError(f"a worker process cannot load the environment: {type(error).__name__}: {error}") from error
-        made = make_single(environment, name=name)
+        made = make_single(recipe, name=name)
         if any(made.unwrapped is other.unwrapped for other in self._environments.values()):
             raise UsageError(f"{name} returned the same environment twice; it must make a new one at each call")
         self._environments[number] = made

@@ -11,7 +11,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from surefoot.control.environments.making import Environment
+from surefoot.control.environments.identity import EnvironmentIdentity
+from surefoot.control.environments.making import Recipe, check_copies
 from surefoot.control.environments.workers.failures import KEPT_BYTES, Failure, Recording
 from surefoot.control.environments.workers.process import GRACE, Gone, Worker
 from surefoot.errors import EnvironmentFault, UsageError
@@ -62,7 +63,7 @@ class WorkerEnvironments(VectorEnv):
     only that. Its reward is 0, and its observation the first of another episode.
 
     Args:
-        environment: an id, ``package.module:callable``, or a callable that can be sent to another process.
+        recipe: what environments are made from; a callable must be one that can be sent to another process.
         name: what messages call it.
         num_envs: N.
         settings: how they are spread.
@@ -75,11 +76,13 @@ class WorkerEnvironments(VectorEnv):
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
 
-    def __init__(self, environment: Environment, *, name: str, num_envs: int, settings: WorkerSettings, seed: int = 0) -> None:
+    def __init__(self, recipe: Recipe, *, name: str, num_envs: int, settings: WorkerSettings, seed: int = 0) -> None:
         self.name, self.num_envs, self._settings = name, num_envs, settings
-        self._found_by_name = isinstance(environment, str)
+        self._recipe, recipe = recipe, recipe.for_another_process()
+        self.identity: EnvironmentIdentity
+        """What environment 0 is."""
         try:
-            described = cloudpickle.dumps((environment, name))
+            described = cloudpickle.dumps((recipe, name))
         except Exception as error:
             raise UsageError(
                 f"{name} cannot be sent to a worker process ({type(error).__name__}: {error}); make everything that it needs inside"
@@ -107,13 +110,9 @@ class WorkerEnvironments(VectorEnv):
             if fault.unusable:
                 raise UsageError(fault.what)
             raise EnvironmentFault(f"environment {i} of {self.name} {fault.what} while it was made")
-        self.single_observation_space, self.single_action_space = answers[0][1:]
-        for i, answer in answers.items():
-            if answer[1:] != answers[0][1:]:
-                raise UsageError(
-                    f"environment {i} of {self.name} has the spaces {answer[1]} and {answer[2]}, and environment 0"
-                    f" {answers[0][1]} and {answers[0][2]}; all must have the same"
-                )
+        self.single_observation_space, self.single_action_space, described = answers[0][1:]
+        check_copies([answers[i][1:3] for i in range(self.num_envs)], name=self.name)
+        self.identity = self._recipe.identify(described)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
@@ -200,7 +199,8 @@ class WorkerEnvironments(VectorEnv):
     def _take_up(self, faults: dict[int, Fault]) -> None:
         """Keep what is left of environments that failed; raise where that ends the run."""
         for i, fault in faults.items():
-            failure = Failure(self.name, i, fault.what, fault.traceback, self._recordings[i], self._found_by_name)
+            made_from: dict[str, Any] = {"recipe": self._recipe, "identity": self.identity}
+            failure = Failure(self.name, i, fault.what, fault.traceback, self._recordings[i], **made_from)
             self._in_a_row[i] += 1
             if not self._settings.restart:
                 raise EnvironmentFault(failure.sentence, failure=failure)
