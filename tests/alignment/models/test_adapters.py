@@ -170,7 +170,7 @@ def test_layers_that_an_adapter_would_not_reach_are_left_out_and_named():
     adapted = trained(add_adapter(build("mamba"), RANK_TWO, notify=notices.append))
     layers = {name.split(".lora_")[0].rpartition(".")[2] for name, _ in trainable_parameters(adapted)}
     assert layers == {"in_proj", "x_proj"}
-    assert notices == ["dt_proj, out_proj get no adapter: mamba does not use them as plain linear layers"]
+    assert notices == ["no adapter for dt_proj, out_proj: mamba does not use such layers as plain linear ones"]
     plain = build("mamba")
     plain.load_state_dict(merged_weights(adapted))
     torch.testing.assert_close(plain(IDS).logits, adapted.eval()(IDS).logits, rtol=1e-3, atol=1e-3)

@@ -65,7 +65,7 @@ def add_adapter(
     if isinstance(settings.target_modules, str):
         settings.exclude_modules = sorted(left_out) or None
         if left_out:
-            notify(f"{', '.join(sorted(left_out))} get no adapter: {kind} does not use them as plain linear layers")
+            notify(f"no adapter for {', '.join(sorted(left_out))}: {kind} does not use such layers as plain linear ones")
     elif named := sorted(left_out.intersection(settings.target_modules or ())):
         raise UsageError(f"--lora-targets: {named[0]!r} cannot have an adapter: {kind} does not use it as a plain linear layer")
     with torch.random.fork_rng(), sentences(name, "be given an adapter"):
