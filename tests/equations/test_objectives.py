@@ -141,13 +141,17 @@ def test_k3_and_its_gradient_stay_finite(library):
 
 
 def test_a_step_on_k3_far_away_leaves_weights_finite():
-    """Two rows with log π = −100 and −90 against log π_ref = 0, the term clamped to ±10 behind the function, one step of AdamW."""
-    weights = torch.tensor([-100.0, -90.0], requires_grad=True)
-    optimizer = torch.optim.AdamW([weights], lr=0.1)
-    kl_k3(0.0 - weights).clamp(-10, 10).mean().backward()
+    """Two policies over two actions, of which one gives the second action e⁻¹⁰⁰; the term is cut to ±10 behind the function."""
+    logits = torch.tensor([[0.0, -100.0], [0.0, -1.0]], requires_grad=True)
+    reference = torch.tensor([[0.0, 0.0], [0.0, -0.2]]).log_softmax(-1)[:, 1]
+    optimizer = torch.optim.AdamW([logits], lr=0.1)
+    terms = kl_k3(reference - logits.log_softmax(-1)[:, 1]).clamp(-10, 10)
+    np.testing.assert_allclose(terms[0].item(), 10)
+    terms.mean().backward()
+    np.testing.assert_array_equal(logits.grad[0], 0)
+    assert logits.grad[1].abs().min() > 0
     optimizer.step()
-    np.testing.assert_array_equal(weights.grad, 0)
-    assert torch.isfinite(weights).all()
+    assert torch.isfinite(logits).all()
 
 
 def test_clip_higher_is_an_array_of_clip_ranges(library):
