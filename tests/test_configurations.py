@@ -23,15 +23,17 @@ from surefoot.control import configuration as control
 from surefoot.control.algorithms import configuration_for
 from surefoot.control.environments.identity import EnvironmentIdentity
 from surefoot.errors import UsageError
+from surefoot.runs.rates import RateChange
 
 NEEDED = {"env": "CartPole-v1", "model": "some/model", "data": "data.jsonl", "reward": "rewards.py:best", "method": "dpo"}
+NEEDED |= {"step": 16, "before": 0.25, "after": 0.25}
 """Values of the fields that have no default."""
 PARTS = [
     control.RunConfiguration, control.NetworkConfiguration, control.NormalizationConfiguration, control.WeightConfiguration,
     control.LikelihoodObjective, control.SurrogateObjective, control.OptimizerConfiguration, control.PassesConfiguration,
     control.TrustRegionConfiguration, control.RecordedConfiguration,
     ModelConfiguration, AdapterConfiguration, DataConfiguration, alignment.TrainingConfiguration, alignment.RewardConfiguration,
-    alignment.DPOConfiguration, PPOConfiguration, TaskConfiguration,
+    alignment.DPOConfiguration, PPOConfiguration, TaskConfiguration, RateChange,
 ]  # fmt: skip
 WHOLES = [control.TrainConfiguration, alignment.AlignConfiguration]
 """Configurations whose fields are parts."""

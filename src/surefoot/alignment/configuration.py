@@ -12,6 +12,7 @@ from surefoot.alignment.models.configuration import AdapterConfiguration, ModelC
 from surefoot.alignment.rlhf.configuration import PPOConfiguration
 from surefoot.errors import require
 from surefoot.runs.cadence import Cadence
+from surefoot.runs.rates import CHANGES, RateChanges, changes_as_json, check_changes, read_changes
 from surefoot.runs.settings import Settings, part_from, refuse_unknown
 
 MethodName = Literal["sft", "reward", "dpo", "ppo"]
@@ -196,8 +197,11 @@ class AlignConfiguration(Settings):
     training: TrainingConfiguration = field(default_factory=TrainingConfiguration)
     objective: RewardConfiguration | DPOConfiguration | PPOConfiguration | None = None
     """None for fine-tuning, whose loss has no options."""
+    learning_rate_changes: RateChanges = ()
+    """Where the run was resumed with another learning rate; the last one is the training's."""
 
     def _check(self) -> None:
+        check_changes(self.learning_rate_changes, self.training.learning_rate)
         kind = OBJECTIVES.get(self.method)
         given = None if self.objective is None else type(self.objective)
         require(given is kind, f"{self.method} needs {'no objective' if kind is None else kind.__name__}")
@@ -229,7 +233,7 @@ class AlignConfiguration(Settings):
         flat: dict[str, Any] = {"method": self.method}
         for part in self.parts().values():
             flat.update({k: list(v) if isinstance(v, tuple) else v for k, v in vars(part).items()})
-        return flat
+        return flat | changes_as_json(self.learning_rate_changes)
 
     @staticmethod
     def from_dict(settings: Mapping[str, Any]) -> AlignConfiguration:
@@ -249,12 +253,13 @@ class AlignConfiguration(Settings):
         if method in OBJECTIVES:
             kinds["objective"] = OBJECTIVES[method]
         known = ["method", *(f.name for kind in kinds.values() for f in fields(kind))]
-        refuse_unknown(settings, known)
+        refuse_unknown(settings, [*known, CHANGES])
         missing = [
             name for name in known if name not in settings and name not in ADDED_LATER
         ]  # a default may have changed since
         require(not missing, f"there is no setting {', '.join(missing)}; all are needed")
-        return AlignConfiguration(method, **{name: part_from(kind, settings) for name, kind in kinds.items()})
+        parts = {name: part_from(kind, settings) for name, kind in kinds.items()}
+        return AlignConfiguration(method, **parts, learning_rate_changes=read_changes(settings))
 
     def idle_options(self) -> dict[str, str]:
         """Settings that nothing reads under the others, each with the reason."""

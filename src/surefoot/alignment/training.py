@@ -44,6 +44,8 @@ class Run(Protocol):
 
     ended_early: str | None
     """Why it ended before its time, where it did so by itself."""
+    skipped_in_row: int
+    """Updates that were left out one after the other, up to now."""
 
     def advance(self) -> Iterator[None]:
         """One update, or iteration, at a time, from where it is."""
@@ -217,6 +219,8 @@ def train(session: Session, *, quiet: bool, started: float) -> dict[str, Any]:
         run: Run = prepared.start(folder, writer, stack.enter_context(progress))
         if checkpoint is not None:
             _restore(run, checkpoint)
+            if any(change.step == checkpoint.step for change in configuration.learning_rate_changes):
+                run.skipped_in_row = 0  # they were left out at another rate
         startup = spent["startup"] + time.time() - started
         start = time.perf_counter()
 

@@ -25,6 +25,8 @@ class Resume:
     """More environment steps than the run was planned for; runs of `surefoot train`."""
     epochs: int | None = None
     """More passes over the data than the run was planned for; runs of `surefoot align`."""
+    learning_rate: float | None = None
+    """Learning rate from there on, in place of the run's; its schedule goes on with it. By default the run's."""
     exact: bool = False
     """Pass over checkpoints that are not exact: the run then ends bit for bit as if it had never been stopped."""
     env: str | None = None
@@ -41,7 +43,10 @@ def run(arguments: list[str], *, started: float) -> int:
     chosen: Resume = parse(Resume, arguments, program="surefoot resume")
     if (chosen.run / LOCK_FILE).exists() and not (chosen.run / CONFIGURATION_FILE).exists():
         raise UsageError(f"{chosen.run} was stopped while it began, and holds nothing to go on from; begin it again")
-    settings, quiet = read_json(chosen.run / CONFIGURATION_FILE), chosen.output.quiet
+    settings = read_json(chosen.run / CONFIGURATION_FILE)
+    how: dict[str, Any] = {
+        "learning_rate": chosen.learning_rate, "exact": chosen.exact, "quiet": chosen.output.quiet, "started": started,
+    }  # fmt: skip
     if "algorithm" in settings:
         if chosen.epochs is not None:
             raise UsageError(
@@ -49,9 +54,7 @@ def run(arguments: list[str], *, started: float) -> int:
             )
         from surefoot.control.training import resume
 
-        where: dict[str, Any] = {"environment": chosen.env, "wrapper": chosen.wrapper}
-        limits: dict[str, Any] = {"total_steps": chosen.total_steps, "exact": chosen.exact, "quiet": quiet, "started": started}
-        result = resume(chosen.run, **where, **limits)
+        result = resume(chosen.run, environment=chosen.env, wrapper=chosen.wrapper, total_steps=chosen.total_steps, **how)
         status = train.report(result)
     elif "method" in settings:
         if useless := given(("--env", "--wrapper"), arguments):
@@ -62,7 +65,7 @@ def run(arguments: list[str], *, started: float) -> int:
             )
         from surefoot.alignment.durability.resuming import resume_alignment
 
-        result = resume_alignment(chosen.run, epochs=chosen.epochs, exact=chosen.exact, quiet=quiet, started=started)
+        result = resume_alignment(chosen.run, epochs=chosen.epochs, **how)
         status = align.report(result)
     else:
         raise UsageError(

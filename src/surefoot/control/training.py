@@ -6,13 +6,20 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from surefoot.control.compilation import check_jax, use_persistent_cache
 from surefoot.control.configuration import TrainConfiguration
-from surefoot.control.durability.resuming import backend_of, check_source, find_start, finished_before, read_configuration
+from surefoot.control.durability.resuming import (
+    backend_of,
+    check_source,
+    find_start,
+    finished_before,
+    read_configuration,
+    with_rate,
+)
 from surefoot.control.environments.arguments import Wrapper
 from surefoot.control.environments.functional import FunctionalEnvironment
 from surefoot.control.environments.making import Environment, environment_name
@@ -24,6 +31,7 @@ from surefoot.errors import UsageError
 from surefoot.runs.directory import CONFIGURATION_FILE, SUMMARY_FILE, create_run_folder, write_json
 from surefoot.runs.launchers import refuse_several_processes
 from surefoot.runs.lock import RunLock
+from surefoot.runs.settings import setting
 from surefoot.runs.statistics import summarize_seeds
 from surefoot.runs.stopping import StopRequest
 
@@ -79,6 +87,7 @@ def resume(
     run: str | Path,
     *,
     total_steps: int | None = None,
+    learning_rate: float | None = None,
     exact: bool = False,
     environment: Environment | None = None,
     wrapper: Iterable[Wrapper] | None = None,
@@ -90,6 +99,7 @@ def resume(
     Args:
         run: its folder.
         total_steps: how many steps it shall have in place of those that it was planned for, which are fewer.
+        learning_rate: the optimiser's step size from there on, in place of the one that the run has; its schedule goes on with it.
         exact: pass over checkpoints that are not exact.
         environment: what it was trained in, where that was a callable, which its configuration only names.
         wrapper: the wrappers that it was trained in, where those that its configuration names are not found.
@@ -108,6 +118,7 @@ def resume(
     refuse_several_processes()
     configuration = read_configuration(folder)
     planned = configuration.run.total_steps
+    total_steps = setting("total_steps", total_steps, int | None)
     with RunLock(folder):
         finished = finished_before(folder, total_steps=planned)
         # As many as planned, of a run that is not there yet: the command that raised them, given again after a stop.
@@ -123,7 +134,16 @@ def resume(
         check_jax()
         use_persistent_cache()
         given: dict[str, Any] = {"wrapper": wrapper, "quiet": quiet, "started": started}
-        return _train_all(configuration, folder, environment, resumed=True, exact=exact, **given)
+        return _train_all(configuration, folder, environment, going_on=GoingOn(learning_rate, exact), **given)
+
+
+class GoingOn(NamedTuple):
+    """How a run that was stopped goes on."""
+
+    learning_rate: float | None
+    """In place of the run's; None leaves that."""
+    exact: bool
+    """Whether checkpoints that are not exact are passed over."""
 
 
 def _train_all(
@@ -132,30 +152,33 @@ def _train_all(
     environment: Environment | None,
     *,
     source: Source | None = None,
-    resumed: bool = False,
-    exact: bool = False,
+    going_on: GoingOn | None = None,
     wrapper: Iterable[Wrapper] | None = None,
     quiet: bool,
     started: float,
 ) -> dict[str, Any]:
-    """Train all seeds of a run; ``source`` is the first one's, where it is open already, the rest as in :func:`resume`."""
+    """Train all seeds of a run, from the beginning or as ``going_on`` says; ``source`` is the first one's, where it is open already."""
+    resumed = going_on is not None
     seeds = list(range(configuration.run.seed, configuration.run.seed + configuration.run.seeds))
 
     def train_at(home: Path, folders: dict[int, Path], source: Source | None, started: float) -> list[dict[str, Any]]:
         """One seed, or several in one program; ``home`` holds their checkpoints."""
         start, shaped = None, configuration
-        if resumed and (home / CONFIGURATION_FILE).exists():
-            start = find_start(home, configuration, seeds=len(folders), exact=exact)
+        if going_on is not None:
+            if (home / CONFIGURATION_FILE).exists():
+                start = find_start(home, configuration, seeds=len(folders), exact=going_on.exact)
+            shaped, start = with_rate(configuration, start, going_on.learning_rate)
+        planned = shaped
         if source is None:
-            began, backend = (0 if start is None else start.iteration), backend_of(start, configuration, environment)
+            began, backend = (0 if start is None else start.iteration), backend_of(start, shaped, environment)
             settings: dict[str, Any] = {"began": began, "backend": backend, "wrapper": wrapper}
-            shaped, source = open_source(configuration, environment, seed=next(iter(folders)), **settings)
+            shaped, source = open_source(shaped, environment, seed=next(iter(folders)), **settings)
         try:
             if resumed:
-                start, shaped = check_source(start, source, configuration, shaped)
+                start, shaped = check_source(start, source, planned, shaped)
             if resumed and len(seeds) > 1:  # of one seed the same is done below
                 (folder / SUMMARY_FILE).unlink(missing_ok=True)
-                write_json(folder / CONFIGURATION_FILE, configuration.as_dict())
+                write_json(folder / CONFIGURATION_FILE, planned.as_dict())
             return train_seeds(shaped, source, folders, home=home, start=start, quiet=quiet, started=started, stop=stop)
         finally:
             close_source(source)
@@ -167,6 +190,11 @@ def _train_all(
         if source is None:
             _, source = open_source(configuration, environment, seed=seeds[0], wrapper=wrapper)
         together = isinstance(source, Selection) and isinstance(source.environments, FunctionalEnvironment)
+        if going_on is not None and going_on.learning_rate is not None and not together:
+            close_source(source)
+            raise UsageError(
+                "--learning-rate: seeds that are trained in turn would not have the same one; resume a run of one seed"
+            )
         results: list[dict[str, Any]] = []
         try:
             if together:

@@ -114,8 +114,8 @@ def crashed(configuration: AlignConfiguration, line: int, monkeypatch: Any) -> P
     raise AssertionError(f"it ended before line {line}")
 
 
-def resume(run: Path, *, epochs: int | None = None, exact: bool = False, quiet: bool = True) -> dict[str, Any]:
-    return resume_alignment(run, epochs=epochs, exact=exact, quiet=quiet, started=time.time())
+def resume(run: Path, *, quiet: bool = True, **options: Any) -> dict[str, Any]:
+    return resume_alignment(run, quiet=quiet, started=time.time(), **options)
 
 
 def last_state(run: Path) -> tuple[dict[str, bytes], dict[str, Any]]:

@@ -429,7 +429,7 @@ def test_settings_that_were_altered_are_refused_with_a_sentence(folder, stopped)
         ({"epochs": True}, "epochs"),
         ({"learning_rate": -1.0}, "learning-rate"),
         ({"method": "grpo"}, "there is no method 'grpo'"),
-        ({"method": ["dpo"]}, "method is"),
+        ({"method": ["dpo"]}, "there is no method"),
         ({"on_nonfinite": "ignore"}, "on_nonfinite"),
         ({"fingerprints": []}, "fingerprints"),
         ({"command": 3}, "command"),

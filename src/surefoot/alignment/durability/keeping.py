@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from surefoot.alignment.configuration import AlignConfiguration
-from surefoot.alignment.learning.nonfinite import NotFinite
+from surefoot.alignment.learning.nonfinite import NotFinite, NothingLearnt
 from surefoot.errors import RunError
 from surefoot.runs.cadence import Cadence
 from surefoot.runs.checkpoints import Checkpoint, Checkpoints
@@ -55,12 +55,16 @@ class Keeper:
             self._cadence.begin(self.run.step)
 
     def keep_if_due(self) -> None:
-        """Write a checkpoint, where the time has come, or the best one is to be kept.
+        """Write a checkpoint, where the time has come, or the best one is to be kept; while updates are left out it waits.
+
+        Those from before are what a run can go on from with a lower learning rate, and would be given up for one that cannot.
 
         Raises:
             RunError: the disk is full; the checkpoints before are whole.
         """
-        if self._cadence is not None and (self._cadence.due(self.run.step) or self.run.improved):
+        if self._cadence is None or self.run.skipped_in_row > 0:
+            return
+        if self._cadence.due(self.run.step) or self.run.improved:
             self.keep()
 
     def keep(self) -> None:
@@ -90,9 +94,14 @@ class Keeper:
             elif isinstance(error, NotFinite):
                 place = Checkpoints(self.folder, keep=1, name=FAILED_FOLDER).write(self._checkpoint(exact=False))
                 return NotFinite(f"{error}; the state that it was found in is kept in {place}")
-        if isinstance(error, NotFinite) or not self._checkpoints.steps():
+        resume = shlex.join(["surefoot", "resume", str(self.folder)]) if self._checkpoints.steps() else None
+        if isinstance(error, NothingLearnt):
+            lower = f"{self.configuration.training.learning_rate / 10:g}"
+            advice = f"train anew with --learning-rate {lower}" if resume is None else f"{resume} --learning-rate {lower}"
+            return NothingLearnt(f"{error}; a lower rate may help: {advice}")
+        if isinstance(error, NotFinite) or resume is None:
             return error
-        return RunError(f"{error}; once that is mended: {shlex.join(['surefoot', 'resume', str(self.folder)])}")
+        return RunError(f"{error}; once that is mended: {resume}")
 
     def _checkpoint(self, *, exact: bool) -> Checkpoint:
         arrays, state = self.run.state()

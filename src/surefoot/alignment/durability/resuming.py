@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from surefoot.alignment.rewards.importing import make_importable
 from surefoot.alignment.rlhf.configuration import PPOConfiguration
 from surefoot.alignment.training import Session, prepare, teller, train
 from surefoot.errors import Caution, UsageError, require
-from surefoot.runs.checkpoints import Checkpoint, Checkpoints
+from surefoot.runs.checkpoints import Checkpoint, Checkpoints, Damaged
 from surefoot.runs.directory import CONFIGURATION_FILE, METRICS_FILE, SUMMARY_FILE, read_json, write_json
 from surefoot.runs.launchers import refuse_several_processes
 from surefoot.runs.libraries import changed_versions
 from surefoot.runs.lock import RunLock
+from surefoot.runs.rates import CHANGES, changes_from, rate_at
+from surefoot.runs.settings import setting
 
 ABOUT = ("comparison", "reference_fingerprint", "model_folder", "reward_source")
 """What config.json says of every run beside its settings; the second is there where a policy is compared with a reference."""
@@ -35,7 +38,13 @@ PLACES = ("model", "data", "split", "eval_data", "reward", "reference_cache")
 
 @memory_in_a_sentence()
 def resume_alignment(
-    run: str | Path, *, epochs: int | None = None, exact: bool = False, quiet: bool = False, started: float | None = None
+    run: str | Path,
+    *,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    exact: bool = False,
+    quiet: bool = False,
+    started: float | None = None,
 ) -> dict[str, Any]:
     """Go on with a run of ``surefoot align`` from its last whole checkpoint, to its end.
 
@@ -46,6 +55,8 @@ def resume_alignment(
     Args:
         run: its folder.
         epochs: raise the passes over the data to so many; None leaves them.
+        learning_rate: the highest step size from there on, in place of the one that the run has; its schedule goes on with it. Where
+            updates were left out when the run ended, it goes on from a checkpoint before them, if there is one.
         exact: take no checkpoint that is marked inexact; of alignment all in ``checkpoints`` are exact.
         quiet: no progress.
         started: ``time.time()`` of the process's start; now by default.
@@ -75,10 +86,12 @@ def resume_alignment(
     wrong = [name for name, kind in TO_GO_ON.items() if not isinstance(recorded.get(name), kind)]
     require(not wrong, f"{run / CONFIGURATION_FILE} does not say {', '.join(wrong)} as it did; it was altered")
     with RunLock(run):
+        epochs = setting("epochs", epochs, int | None)
         longer = _with_epochs(configuration, epochs)
         _refuse_finished(run, longer=longer != configuration)
         checkpoints = Checkpoints(run, keep=configuration.training.keep_checkpoints)
-        checkpoint = _latest(run, checkpoints, configuration, tell, exact=exact)
+        checkpoint = _latest(run, checkpoints, configuration, tell, exact=exact, back=learning_rate is not None)
+        longer = _with_rate(longer, checkpoint, learning_rate, tell)
         if checkpoint is not None and checkpoint.state["settings"].get("epochs") != longer.training.epochs:
             tell(_about_other_epochs(longer))
         session = _session(longer, recorded, run, checkpoint, tell, quiet=quiet)
@@ -86,14 +99,25 @@ def resume_alignment(
         if checkpoint is not None:
             checkpoints.forget_after(checkpoint.step)
         (run / SUMMARY_FILE).unlink(missing_ok=True)
-        write_json(run / CONFIGURATION_FILE, recorded | longer.as_dict())
+        before = {name: value for name, value in recorded.items() if name != CHANGES}
+        write_json(run / CONFIGURATION_FILE, before | longer.as_dict())
         return train(session, quiet=quiet, started=started)
 
 
 def _latest(
-    run: Path, checkpoints: Checkpoints, configuration: AlignConfiguration, tell: Callable[[str], None], *, exact: bool
+    run: Path,
+    checkpoints: Checkpoints,
+    configuration: AlignConfiguration,
+    tell: Callable[[str], None],
+    *,
+    exact: bool,
+    back: bool,
 ) -> Checkpoint | None:
-    """Where the run goes on; None where it was stopped before it had done or kept anything."""
+    """Where the run goes on; None where it was stopped before it had done or kept anything.
+
+    ``back`` goes back to before the updates that were left out in a row, where a checkpoint of then is whole: the step that made the
+    next ones impossible is taken once more.
+    """
     try:
         checkpoint, passed_over = checkpoints.latest(exact=exact)
     except UsageError:
@@ -102,6 +126,13 @@ def _latest(
             raise
         tell("it was stopped before its first checkpoint, and begins at its start")
         return None
+    for earlier in reversed(checkpoints.steps()) if back and _left_out(checkpoint) else ():
+        with suppress(Damaged):
+            if earlier < checkpoint.step and not _left_out(found := checkpoints.read(earlier)):
+                said = f"{_left_out(checkpoint)} updates were left out in a row; it goes on from before them"
+                passed_over.append(Caution(said))
+                checkpoint = found
+                break
     for sentence in passed_over:
         tell(sentence)
     step = "iteration" if configuration.method == "ppo" else "update"
@@ -109,8 +140,9 @@ def _latest(
     before, libraries = checkpoint.state.get("settings"), checkpoint.state.get("computed_with")
     if not isinstance(before, dict) or not isinstance(libraries, dict):
         raise UsageError(f"the checkpoint at {checkpoint.step} is not that of a run of alignment, or is of another version")
-    for name, value in configuration.as_dict().items():
-        if name not in (*MAY_CHANGE, *PLACES) and before.get(name) != value:
+    rate = rate_at(configuration.learning_rate_changes, configuration.training.learning_rate, checkpoint.step)
+    for name, value in (configuration.as_dict() | {"learning_rate": rate}).items():
+        if name not in (*MAY_CHANGE, *PLACES, CHANGES) and before.get(name) != value:
             raise UsageError(
                 f"{run / CONFIGURATION_FILE} says {name} {value}, where the run had {before.get(name)}; put that back"
             )
@@ -148,6 +180,34 @@ def _with_epochs(configuration: AlignConfiguration, epochs: int | None) -> Align
         return configuration
     require(epochs >= before, f"--epochs may be raised from {before}, but is {epochs}")
     return replace(configuration, training=replace(configuration.training, epochs=epochs))
+
+
+def _with_rate(
+    configuration: AlignConfiguration, checkpoint: Checkpoint | None, learning_rate: float | None, tell: Callable[[str], None]
+) -> AlignConfiguration:
+    """The configuration with another learning rate from a checkpoint on, where one is given or the checkpoint had another."""
+    training, changes = configuration.training, configuration.learning_rate_changes
+    rate = training.learning_rate
+    if learning_rate is not None:
+        training = replace(training, learning_rate=learning_rate)
+    if checkpoint is None:  # it begins again, and knows no other
+        return replace(configuration, training=training, learning_rate_changes=())
+    following = changes_from(changes, rate, checkpoint.step, training.learning_rate)
+    if following and following[-1].step == checkpoint.step:
+        goes_on = "" if training.learning_rate_schedule == "constant" else "; its schedule goes on from there"
+        said = (
+            f"from here on the learning rate is {following[-1].after:g} in place of {following[-1].before:g} (--learning-rate)"
+        )
+        tell(Caution(said + goes_on))
+    return replace(configuration, training=training, learning_rate_changes=following)
+
+
+def _left_out(checkpoint: Checkpoint) -> int:
+    """How many updates had been left out one after the other when a checkpoint was written."""
+    state = checkpoint.state.get("run")
+    state = state.get("learner", state) if isinstance(state, dict) else {}
+    count = state.get("skipped_in_row", 0) if isinstance(state, dict) else 0
+    return count if type(count) is int else 0
 
 
 def _about_other_epochs(configuration: AlignConfiguration) -> str:

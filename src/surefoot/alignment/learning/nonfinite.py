@@ -12,6 +12,10 @@ class NotFinite(RunError):
     """A loss, a gradient, a reward or a probability is not a finite number; the step that it was for is not taken."""
 
 
+class NothingLearnt(RunError):
+    """One update after the other was left out: the policy no longer changes, and the run ends."""
+
+
 def one_more(in_a_row: int, reason: NotFinite) -> int:
     """Count an update, or an iteration, that is left out.
 
@@ -23,8 +27,8 @@ def one_more(in_a_row: int, reason: NotFinite) -> int:
         how many they are now.
 
     Raises:
-        RunError: they are too many, and the run leaves out everything.
+        NothingLearnt: they are too many, and the run leaves out everything.
     """
     if in_a_row + 1 >= MOST_IN_A_ROW:
-        raise RunError(f"{in_a_row + 1} updates in a row were left out, the last because {reason}") from reason
+        raise NothingLearnt(f"{in_a_row + 1} updates in a row were left out, the last because {reason}") from reason
     return in_a_row + 1

@@ -367,7 +367,9 @@ class OfflineRun:
         saved = Saved(arrays)
         if self.updates:
             learn_again(self.parameters, self.optimizer, saved)
-        if state["best"] is True:
+        if not isinstance(state["best"], bool):
+            raise TypeError("best is neither true nor false")
+        if state["best"]:
             self.best = {name: saved.fill(torch.empty_like(p.data), f"best/{name}") for name, p in self.parameters}
         saved.all_used()
 

@@ -293,6 +293,15 @@ class OnlineRun:
         return self.learner.iterations
 
     @property
+    def skipped_in_row(self) -> int:
+        """Steps that were left out one after the other, up to now."""
+        return self.learner.skipped_in_row
+
+    @skipped_in_row.setter
+    def skipped_in_row(self, count: int) -> None:
+        self.learner.skipped_in_row = count
+
+    @property
     def between_updates(self) -> bool:
         """Whether the state is that after a whole number of iterations, with their reports."""
         return self.learner.between_updates

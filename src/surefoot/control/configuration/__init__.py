@@ -29,6 +29,7 @@ from surefoot.control.configuration.run import (
 from surefoot.control.environments.identity import EnvironmentIdentity
 from surefoot.equations.weights import WEIGHT_NEEDS
 from surefoot.errors import UsageError
+from surefoot.runs.rates import CHANGES, RateChanges, changes_as_json, check_changes, read_changes
 from surefoot.runs.settings import Settings, part_from, refuse_unknown
 
 __all__ = [
@@ -80,8 +81,11 @@ class TrainConfiguration(Settings):
     algorithm: str = "custom"
     environment: EnvironmentIdentity | None = None
     """What the environment is that the run was trained in: no choice, but what was found when it was made."""
+    learning_rate_changes: RateChanges = ()
+    """Where the run was resumed with another learning rate; the last one is the optimiser's."""
 
     def _check(self) -> None:
+        check_changes(self.learning_rate_changes, self.optimizer.learning_rate)
         normalization = self.weight.advantage_normalization
         if normalization == "minibatch" and (self.passes is None or self.trust_region is not None):
             raise UsageError(
@@ -187,7 +191,8 @@ class TrainConfiguration(Settings):
         flat: dict[str, Any] = {"algorithm": self.algorithm}
         for part in self.parts().values():
             flat.update({k: list(v) if isinstance(v, tuple) else v for k, v in vars(part).items()})
-        return flat if self.environment is None else flat | {"environment": self.environment.as_dict()}
+        identity = {} if self.environment is None else {"environment": self.environment.as_dict()}
+        return flat | identity | changes_as_json(self.learning_rate_changes)
 
     @staticmethod
     def from_dict(settings: Mapping[str, Any]) -> TrainConfiguration:
@@ -212,7 +217,9 @@ class TrainConfiguration(Settings):
             "recorded": ("from_data", RecordedConfiguration),
         }
         kinds |= {name: kind for name, (setting, kind) in optional.items() if setting in settings}
-        refuse_unknown(settings, ["algorithm", "environment", *(f.name for kind in kinds.values() for f in fields(kind))])
+        refuse_unknown(
+            settings, ["algorithm", "environment", CHANGES, *(f.name for kind in kinds.values() for f in fields(kind))]
+        )
         parts = {name: part_from(kind, settings) for name, kind in kinds.items()}
         if ("objective" in kinds) == ("trust_region" in kinds):
             raise UsageError("give either entropy_coefficient, of an objective, or max_kl, of a trust region")
@@ -222,7 +229,7 @@ class TrainConfiguration(Settings):
             )
         except ValueError as error:
             raise UsageError(f"of environment, {error}") from error
-        named = {"algorithm": settings.get("algorithm", "custom"), "environment": identity}
+        named = {"algorithm": settings.get("algorithm", "custom"), "environment": identity, CHANGES: read_changes(settings)}
         return TrainConfiguration(**named, **({"objective": None} | parts))
 
     def idle_options(self) -> dict[str, str]:

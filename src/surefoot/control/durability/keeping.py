@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,8 +116,18 @@ class Keeper:
                 Checkpoint(checkpoint.step, checkpoint.exact, checkpoint.arrays, state)
             )
             kind = EnvironmentFault if isinstance(error, EnvironmentFault) else RunError
-            return kind(f"{sentence}; the state before it is in {place}")
+            return kind(f"{sentence}; the state before it is in {place}{self._advice(error)}")
         return type(error)(sentence)
+
+    def _advice(self, error: RunError) -> str:
+        """How a run whose update failed may go on, where it has a checkpoint and a learning rate."""
+        configuration = self.configuration
+        unread = "learning_rate" in configuration.idle_options() or configuration.run.seeds > 1
+        if isinstance(error, EnvironmentFault) or unread or not self._checkpoints.steps():
+            return ""
+        lower = f"{configuration.optimizer.learning_rate / 10:g}"
+        resume = shlex.join(["surefoot", "resume", str(self.home), "--learning-rate", lower])
+        return f"; to go on from the last checkpoint with a lower rate: {resume}"
 
     def after_restarts(self, restarts: Restarts) -> tuple[str, ...]:
         """Keep what is left of environments that failed and were made anew; returns a sentence for each."""

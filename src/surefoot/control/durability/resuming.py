@@ -12,9 +12,11 @@ from surefoot.control.durability.standing import check
 from surefoot.control.environments.identity import differences
 from surefoot.control.environments.making import Environment, names_callable
 from surefoot.control.sources import Source
-from surefoot.errors import UsageError
+from surefoot.control.update.state import schedule_at
+from surefoot.errors import Caution, UsageError
 from surefoot.runs.checkpoints import Checkpoint, Checkpoints
 from surefoot.runs.directory import CONFIGURATION_FILE, METRICS_FILE, SUMMARY_FILE, read_json
+from surefoot.runs.rates import changes_from
 
 RESULTS = ("algorithm", "env", "backend", "total_steps", "seconds", "startup_seconds", "mean_return", "run", "ended_early")
 """What the summary of a finished run has at least."""
@@ -59,6 +61,42 @@ def find_start(home: Path, configuration: TrainConfiguration, *, seeds: int, exa
     return Start(checkpoint, checkpoint.exact and not changes, (*passed, where, *changes))
 
 
+def with_rate(
+    configuration: TrainConfiguration, start: Start | None, learning_rate: float | None
+) -> tuple[TrainConfiguration, Start | None]:
+    """A configuration whose run goes on with another learning rate, where one is given or the checkpoint had another.
+
+    Args:
+        configuration: of the run.
+        start: where it goes on.
+        learning_rate: what takes the place of the run's; None leaves it.
+
+    Returns:
+        the configuration, and the start with a sentence about what changes there.
+
+    Raises:
+        UsageError: the rate cannot be used, or nothing would read it.
+    """
+    optimizer, changes = configuration.optimizer, configuration.learning_rate_changes
+    rate = optimizer.learning_rate
+    if learning_rate is not None:
+        if (reason := configuration.idle_options().get("learning_rate")) is not None:
+            raise UsageError(f"--learning-rate would do nothing: {reason}; leave it out")
+        optimizer = replace(optimizer, learning_rate=learning_rate)
+    if start is None or start.checkpoint is None:  # it begins again, and knows no other
+        return replace(configuration, optimizer=optimizer, learning_rate_changes=()), start
+    step = start.checkpoint.step
+    following = changes_from(changes, rate, step, optimizer.learning_rate)
+    configuration = replace(configuration, optimizer=optimizer, learning_rate_changes=following)
+    if not following or following[-1].step != step:
+        return configuration, start
+    change, there = following[-1], float(schedule_at(configuration, start.iteration).learning_rate)
+    said = f"from step {step:,} on the learning rate is {change.after:g} in place of {change.before:g} (--learning-rate)"
+    if optimizer.learning_rate_schedule != "constant":
+        said += f"; its schedule, {optimizer.learning_rate_schedule}, goes on and has it at {there:.3g} there"
+    return configuration, start._replace(exact=False, notices=(*start.notices, Caution(said)))
+
+
 def backend_of(start: Start | None, configuration: TrainConfiguration, environment: Environment | None) -> Backend | None:
     """What stepped the environments before, where the configuration left the choice open; None where it does not."""
     chosen = configuration.run.backend == "auto" and environment is None and not names_callable(configuration.run.env)
@@ -94,7 +132,9 @@ def check_source(
                 f"{name} is another task than the run was trained in ({'; '.join(other)}); give that environment, or train anew in another"
                 " folder"
             )
-        said = tuple(f"{name} is not quite what the run was trained in ({difference.sentence})" for difference in found)
+        said = tuple(
+            Caution(f"{name} is not quite what the run was trained in ({difference.sentence})") for difference in found
+        )
         opened = replace(opened, environment=recorded.environment)
     if start is not None and start.checkpoint is not None:
         before, now = start.checkpoint.state, source.described

@@ -17,6 +17,7 @@ from surefoot.control.iterations.common import Iteration
 from surefoot.errors import Caution, UsageError
 from surefoot.runs.checkpoints import Checkpoint
 from surefoot.runs.libraries import changed_versions, library_versions
+from surefoot.runs.rates import CHANGES, rate_at
 
 LIBRARIES = ("surefoot", "jax", "jaxlib", "numpy", "optax", "gymnasium", "envpool", "mujoco")
 FREE = (
@@ -155,6 +156,8 @@ def check(checkpoint: Checkpoint, configuration: TrainConfiguration, seeds: int)
         before = TrainConfiguration.from_dict({name: now[name] for name in now if name in before}).as_dict() | before
     steps = before.get("total_steps")
     shorter = type(steps) is not int or not 1 <= steps <= configuration.run.total_steps
+    rate = rate_at(configuration.learning_rate_changes, configuration.optimizer.learning_rate, checkpoint.step)
+    now |= {"learning_rate": rate, CHANGES: before.get(CHANGES)}
     for name in sorted(before.keys() | now.keys()):
         if shorter if name == "total_steps" else name not in FREE and before.get(name) != now.get(name):
             raise UsageError(
