@@ -75,7 +75,16 @@ def evaluate(
         UsageError: there is no policy, no such environment, its spaces are not the policy's, or a number is out of range.
         EnvironmentFault: an environment failed.
     """
-    request = Request(episodes, seed, backend, num_envs, env_workers, worker_timeout, longest_episode, quiet).of_run(run)
+    request = Request(
+        episodes=episodes,
+        seed=seed,
+        backend=backend,
+        num_envs=num_envs,
+        env_workers=env_workers,
+        worker_timeout=worker_timeout,
+        longest_episode=longest_episode,
+        quiet=quiet,
+    ).of_run(run)
     policy = load_policy(run)
     opened = open_environments(policy, request, environment=environment, env_kwargs=env_kwargs, wrapper=wrapper)
     generator = np.random.default_rng([request.seed, 2])

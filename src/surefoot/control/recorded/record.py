@@ -81,7 +81,16 @@ def record(
         UsageError: as ``evaluate``; Minari is not installed, FILE exists, or ``deterministic``.
         RunError: the disk is full; nothing is left behind.
     """
-    request = Request(episodes, seed, backend, num_envs, env_workers, worker_timeout, longest_episode, quiet).of_run(run)
+    request = Request(
+        episodes=episodes,
+        seed=seed,
+        backend=backend,
+        num_envs=num_envs,
+        env_workers=env_workers,
+        worker_timeout=worker_timeout,
+        longest_episode=longest_episode,
+        quiet=quiet,
+    ).of_run(run)
     if deterministic:
         raise UsageError(
             "--record with --deterministic: data of a deterministic policy cannot be reweighted, since every other action"
