@@ -337,12 +337,16 @@ def test_copies_have_the_same_spaces(workers):
     ],
 )
 def test_statistics_that_are_lost_are_mentioned(name, words, tmp_path, capsys):
-    train(configure(**SHORT, env=f"{HERE}:{name}", restart_every=8, out=str(tmp_path / "run")))
+    train(configure(**SHORT, env=f"{HERE}:{name}", restart_every=8, out=str(tmp_path / "run")), quiet=True)
     said = " ".join(capsys.readouterr().err.split())
+    evaluated = evaluate(tmp_path / "run", episodes=1, environment=f"{HERE}:{name}", longest_episode=5)["notices"]
     if words is None:
         assert "statistics" not in said
+        assert evaluated == []
     else:
         assert re.search(words, said)
+        assert "keeps statistics in" in evaluated[0]
+        assert "begin afresh in every evaluation" in evaluated[0]
 
 
 def test_a_configuration_with_its_environment_comes_back():

@@ -150,6 +150,7 @@ def open_environments(
         pooled = policy.description.get("backend") == "envpool" and environment is None and backend != "envpool"
         raise type(error)(f"{error}{'; the policy was trained in EnvPool: --backend envpool' if pooled else ''}") from error
     notices = tuple(f"{name} is not quite what the policy was trained in ({difference.sentence})" for difference in found)
+    notices += selection.identity.about_statistics("every evaluation")
     return Opened(name, environments, selection.backend, notices)
 
 

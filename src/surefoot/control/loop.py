@@ -263,17 +263,10 @@ def _about_checkpoints(configuration: TrainConfiguration, iteration: Iteration) 
 
 
 def _about_statistics(configuration: TrainConfiguration) -> tuple[str, ...]:
-    """What a user must know whose environment normalises by itself: its copies are made anew, and not with the policy."""
-    identity = configuration.environment
-    if identity is None or not identity.statistics:
-        return ()
+    """What a user must know whose environment normalises by itself."""
     grid = configuration.restart_grid * configuration.slots
     again = f"evaluation and every {grid:,} steps" if grid else "evaluation"
-    returns = ", and returns are not the task's" if any("Reward" in name for name in identity.statistics) else ""
-    return (
-        f"{identity.name} keeps statistics in {' and '.join(identity.statistics)}, which are not saved with the policy and begin afresh in"
-        f" {again}{returns}; surefoot normalises by itself, so leave them out",
-    )
+    return () if configuration.environment is None else configuration.environment.about_statistics(again)
 
 
 def _restart(iteration: Iteration, source: Source, number: int) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from surefoot.control.policies.spaces import ActionSpace, Spaces
+from surefoot.errors import Caution
 
 ROUNDING = 1e-5
 """Implementations of one environment may write its bounds in other precisions: so much relative difference is none."""
@@ -66,6 +67,21 @@ class EnvironmentIdentity:
         if self.given_as == "name":
             return None
         return f"the run was trained in an environment given as a callable, {self.name}; give environment=…, or --env {self.as_option}"
+
+    def about_statistics(self, again: str) -> tuple[Caution, ...]:
+        """What a user must know whose environment normalises by itself: every copy begins with statistics of its own.
+
+        Args:
+            again: when they begin afresh.
+        """
+        if not self.statistics:
+            return ()
+        returns = ", and returns are not the task's" if any("Reward" in name for name in self.statistics) else ""
+        said = (
+            f"{self.name} keeps statistics in {' and '.join(self.statistics)}, which are not saved with the policy and begin afresh in"
+            f" {again}{returns}; surefoot normalises by itself, so leave them out"
+        )
+        return (Caution(said),)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, which has no infinity: numbers that are not finite are texts."""
