@@ -196,10 +196,10 @@ def _from_data(chosen: Evaluate) -> tuple[dict[str, Any], str]:
         accept_small_sample=chosen.accept_small_sample,
     )
     low, high = result["interval"]
-    error = "" if result["standard_error"] is None else f" ± {result['standard_error']:.2f} (standard error)"
+    error = "" if result["standard_error"] is None else f" ± {readable(result['standard_error'], 2)} (standard error)"
     return result, (
-        f"{result['env']}: estimated return {result['estimated_return']:.2f}{error}, {result['confidence']:.0%} interval"
-        f" {low:.2f} … {high:.2f}, from {result['episodes']} episodes of another policy, which returned"
-        f" {result['data_mean_return']:.2f}; effective sample {result['effective_sample_size']:.0f},"
-        f" largest weight {result['largest_weight']:.2f}"
+        f"{result['env']}: estimated return {readable(result['estimated_return'], 2)}{error}, {result['confidence']:.0%} interval"
+        f" {readable(low, 2)} … {readable(high, 2)}, from {result['episodes']} episodes of another policy, which returned"
+        f" {readable(result['data_mean_return'], 2)}; effective sample {result['effective_sample_size']:.0f},"
+        f" largest weight {readable(result['largest_weight'], 2)}"
     )

@@ -39,6 +39,7 @@ from surefoot.alignment.rlhf.samples import SampleFile
 from surefoot.errors import Caution, UsageError
 from surefoot.runs.metrics import MetricsWriter
 from surefoot.runs.progress import Progress
+from surefoot.runs.statistics import readable
 
 NUMBERS = ("asked", "tokens", "seconds", "operations", "ended_early", "reached", "first", "recent")
 """What a checkpoint keeps of a run as it stands."""
@@ -262,7 +263,7 @@ class OnlineRun:
                 f" more than --stop-kl {settings.stop_kl:g}"
             )
             self.progress.say(self.ended_early)
-        shown = f"reward {metrics['reward']:.3f}" + ("" if kl is None else f"  KL {kl:.2f}")
+        shown = f"reward {readable(metrics['reward'], 3)}" + ("" if kl is None else f"  KL {readable(kl, 2)}")
         rate = (self.asked - self.before) / (time.perf_counter() - self.began)
         self.progress.update(self.asked, rate=rate, reached=shown)
 

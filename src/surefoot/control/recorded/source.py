@@ -15,6 +15,7 @@ from surefoot.control.recorded.likelihood import recorded_log_likelihood
 from surefoot.control.recorded.load import RecordedData, load_recorded, recorded_spaces
 from surefoot.control.rollout import Rollout
 from surefoot.errors import UsageError
+from surefoot.runs.statistics import readable
 
 __all__ = ["RecordedSource", "open_recorded"]
 
@@ -106,4 +107,4 @@ def replace_bounds(data: RecordedData) -> RecordedData:
 
 def _describe(data: RecordedData) -> str:
     returns = (data.rewards * data.valid).sum(axis=0)
-    return f"{data.episodes} recorded episodes, {data.steps:,} steps, mean return {returns.mean():.1f}"
+    return f"{data.episodes} recorded episodes, {data.steps:,} steps, mean return {readable(returns.mean())}"
