@@ -223,7 +223,7 @@ def test_a_number_that_float32_does_not_hold_is_named(dtype, several, tmp_path):
 
 def test_observations_outside_their_space_are_told_once(tmp_path, capsys):
     configuration = configure(out=str(tmp_path / "run"), total_steps=512)
-    train(configuration, environment=lambda: Told([0.5, -2.5], np.float32, bound=2.0))
+    train(configuration, environment=lambda: Told([0.5, -2.5], np.float32, bound=2.0), quiet=True)
     told = [line for line in capsys.readouterr().err.splitlines() if "outside its space" in line]
     assert len(told) == 1
     assert "environment 0 of " in told[0]

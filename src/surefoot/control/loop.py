@@ -149,7 +149,7 @@ def train_seeds(
                     *outcome.notices,
                     *watch.of_report(iteration, outcome),
                 ):
-                    progress.say(sentence)
+                    progress.say(Caution(sentence))
                 if iteration.finished is not None:
                     progress.say(Caution(iteration.finished))
                 rate = (sum(standing.acted) - before) / keeper.seconds
