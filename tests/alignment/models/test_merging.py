@@ -17,6 +17,7 @@ from surefoot.alignment.models.configuration import AdapterConfiguration, ModelC
 from surefoot.alignment.models.loading import load_policy
 from surefoot.alignment.models.saving import save_model
 from surefoot.errors import UsageError
+from tests.alignment.likelihood.architectures import build
 from tests.alignment.models.tiny import save_language_model
 from tests.alignment.tokenizers import word_level
 
@@ -124,6 +125,14 @@ def test_an_adapter_that_is_not_finite_is_refused(tmp_path):
     weights = load_file(adapter / "adapter_model.safetensors")
     save_file({key: weight * torch.nan for key, weight in weights.items()}, adapter / "adapter_model.safetensors")
     refused(adapter, "with it, the model computes numbers that are not finite")
+
+
+def test_an_adapter_that_computes_something_else_once_it_is_merged_is_refused(tmp_path):
+    build("mamba").save_pretrained(tmp_path / "base")
+    model = t.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["dt_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    refused(tmp_path / "adapter", r"merged into its base model it computes logits that differ by .* of the largest")
 
 
 def test_two_matrices_are_two_whatever_the_configuration_says(tmp_path):

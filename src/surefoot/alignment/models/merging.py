@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 PREFIX = "base_model.model."
 """What PEFT puts before a weight's name in the base model."""
-TOLERANCES = {torch.float32: 1e-3}
-LOW_PRECISION_TOLERANCE = 1e-1
-"""Largest difference of logits that merging may make, relative to the largest; rounding makes a hundredth of it."""
+MERGED_TOLERANCE = 1e-2
+"""Largest difference of logits that merging may make, relative to the largest; in float32 rounding makes a hundredth of it. In half the
+bits it can make all of them others, so that nothing is compared there.
+"""
 PROBED_TOKENS = 8
 
 Weights = dict[str, torch.Tensor]
@@ -88,7 +89,7 @@ def merged_into(
         if not torch.isfinite(expected).all():
             raise ValueError("with it, the model computes numbers that are not finite; its weights are damaged")
         difference = float((_logits(merged) - expected).abs().max() / expected.abs().max())
-        if difference > TOLERANCES.get(merged.dtype, LOW_PRECISION_TOLERANCE):
+        if merged.dtype == torch.float32 and difference > MERGED_TOLERANCE:
             raise ValueError(f"merged into its base model it computes logits that differ by {difference:.1e} of the largest")
     if changed := replaced - kept.keys():
         sentence = f"{name} brings weights of the whole model along, which replace those of {base_name}: {some(changed)}"

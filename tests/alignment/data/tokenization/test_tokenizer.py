@@ -82,3 +82,29 @@ def test_a_name_without_network_is_one_sentence(capfd):
     with pytest.raises(UsageError, match=r"surefoot-nobody/nothing is no folder here, .* give a folder, or connect"):
         load_tokenizer("surefoot-nobody/nothing")
     assert capfd.readouterr().err == ""
+
+
+def test_an_adapter_on_the_hub_has_its_base_models_tokenizer(tmp_path, monkeypatch):
+    gpt2_like().save_pretrained(tmp_path / "base")
+    (tmp_path / "snapshot").mkdir()
+    settings = tmp_path / "snapshot" / "adapter_config.json"
+    settings.write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "base")}))
+    monkeypatch.setattr(hub, "_reachable", lambda endpoint: True)
+    read = AutoTokenizer.from_pretrained
+
+    def only_folders(model, **how):
+        if model == "organisation/adapter":
+            raise OSError("organisation/adapter does not have a tokenizer")
+        return read(model, **how)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", only_folders)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, file: str(settings))
+    assert load_tokenizer("organisation/adapter").get_vocab() == gpt2_like().get_vocab()
+
+
+def test_adapters_that_name_each_other_lead_nowhere(tmp_path):
+    for one, other in (("a", "b"), ("b", "a")):
+        (tmp_path / one).mkdir()
+        (tmp_path / one / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / other)}))
+    with pytest.raises(UsageError, match="holds no tokenizer"):
+        load_tokenizer(str(tmp_path / "a"))

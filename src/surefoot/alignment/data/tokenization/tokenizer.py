@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,8 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
                     f"{model} is no folder here, and as a name on the Hugging Face hub it can be reached neither over the"
                     " network nor in the cache; give a folder, or connect"
                 ) from error
+            if (base := _base_of_adapter(_adapter_on_hub(model))) is not None:
+                return load_tokenizer(base, trust_remote_code=trust_remote_code)
             raise UsageError(f"no tokenizer can be loaded from {model}: {what_it_says(error)}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise UsageError(f"the tokenizer of {model} has no fast version (tokenizer.json), which is needed here")
@@ -68,9 +70,21 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
     return tokenizer
 
 
-def _base_of_adapter(folder: Path) -> str | None:
+def _base_of_adapter(folder: Path | None) -> str | None:
     """The model that a folder's adapter belongs to, where its tokenizer is to be taken: PEFT writes none beside an adapter."""
-    if not (folder / ADAPTER_FILE).is_file() or holds_vocabulary(folder):
+    if folder is None or not (folder / ADAPTER_FILE).is_file() or holds_vocabulary(folder):
         return None
     base = read_json(folder / ADAPTER_FILE).get("base_model_name_or_path")
-    return base if isinstance(base, str) and base and Path(base).resolve() != folder.resolve() else None
+    if not isinstance(base, str) or not base or (Path(base).expanduser() / ADAPTER_FILE).is_file():
+        return None  # an adapter to an adapter is refused, and might lead in a circle
+    return base
+
+
+def _adapter_on_hub(model: str) -> Path | None:
+    """A folder with the settings of an adapter, where they are what the hub has of that name."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    with suppress(HfHubHTTPError, OSError, ValueError):  # the tokenizer's own error says more
+        return Path(hf_hub_download(model, ADAPTER_FILE)).parent
+    return None
