@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
+def load_tokenizer(model: str, *, trust_remote_code: bool = False, of_adapter: bool = False) -> PreTrainedTokenizerFast:
     """The tokenizer of a model's folder, or of a name on the Hugging Face hub; where an adapter's folder holds none, its base model's.
 
     Args:
         model: the folder or the name.
         trust_remote_code: run tokenizer code that comes with the model.
+        of_adapter: the model is the base of an adapter, and no adapter itself: two that name each other would lead in a circle.
 
     Raises:
         UsageError: there is no tokenizer, it is empty, it has no fast version, it wants to run code of its own, or the name can be
@@ -33,8 +34,8 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
     from surefoot.alignment.models.folders import quiet  # which needs transformers, too
 
     folder = Path(model).is_dir()
-    if folder and (base := _base_of_adapter(Path(model))) is not None:
-        return load_tokenizer(base, trust_remote_code=trust_remote_code)
+    if folder and not of_adapter and (base := _base_of_adapter(Path(model))) is not None:
+        return load_tokenizer(base, trust_remote_code=trust_remote_code, of_adapter=True)
     if not folder and model.startswith(("/", ".")):
         raise UsageError(f"{model} does not exist; give a model's folder, or a name on the Hugging Face hub")
     if folder and not trust_remote_code and not holds_vocabulary(Path(model)):
@@ -60,8 +61,8 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
                     f"{model} is no folder here, and as a name on the Hugging Face hub it can be reached neither over the"
                     " network nor in the cache; give a folder, or connect"
                 ) from error
-            if (base := _base_of_adapter(_adapter_on_hub(model))) is not None:
-                return load_tokenizer(base, trust_remote_code=trust_remote_code)
+            if not of_adapter and (base := _base_of_adapter(_adapter_on_hub(model))) is not None:
+                return load_tokenizer(base, trust_remote_code=trust_remote_code, of_adapter=True)
             raise UsageError(f"no tokenizer can be loaded from {model}: {what_it_says(error)}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise UsageError(f"the tokenizer of {model} has no fast version (tokenizer.json), which is needed here")
@@ -75,9 +76,7 @@ def _base_of_adapter(folder: Path | None) -> str | None:
     if folder is None or not (folder / ADAPTER_FILE).is_file() or holds_vocabulary(folder):
         return None
     base = read_json(folder / ADAPTER_FILE).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base or (Path(base).expanduser() / ADAPTER_FILE).is_file():
-        return None  # an adapter to an adapter is refused, and might lead in a circle
-    return base
+    return base if isinstance(base, str) and base else None
 
 
 def _adapter_on_hub(model: str) -> Path | None:
