@@ -85,7 +85,7 @@ def _conversations(description: dict[str, Any]) -> tuple[str, ...]:
     if behind is not None and eos is not None:
         ends = f"ends an answer with {behind!r}, which is not EOS" if behind else "puts nothing behind an answer"
         sentences.append(f"the chat template {ends}; EOS ({eos}) is put behind it")
-    if count := description["rewritten"] - description["closed"]:
+    if count := description["rewritten"]:
         sentences.append(
             f"{count:,} {_verb(count, 'answer', 'answers')} would be written by the chat template without {_verb(count, 'its', 'their')}"
             " beginning, such as thoughts, or otherwise than its generation prompt begins; the message's own text follows that prompt"

@@ -101,6 +101,39 @@ def test_thoughts_that_the_template_strips_are_trained_on_behind_the_opening(ope
     assert answer == f"{THOUGHTS}<|im_end|>"
 
 
+THOUGHT = "{% if '</think>' in c %}{{ c.split('</think>')[0].split('<think>')[-1] | trim }}\n{% endif %}</think>\n\n"
+ANSWER = "{{ c.split('</think>')[-1] | trim }}"
+KEPT, EMPTY = f"<think>\n{THOUGHTS}", "<think>\n\n</think>\n\n"
+FAMILIES = {  # what stands before an answer where one is asked for, and how one is written; then what is trained on
+    "writes thoughts anew": ("<think>\n", "<think>\n" + THOUGHT + ANSWER, "</think>\n\nblue", THOUGHTS, THOUGHTS),
+    "adds the tag": ("", "<think>\n" + THOUGHT + ANSWER, "<think>\n</think>\n\nblue", KEPT, KEPT),
+    "opens what it does not close": ("<think>\n", "<think>\n{{ c }}{# </think> #}", "\n</think>\n\nblue", THOUGHTS, THOUGHTS),
+    "closes at once": ("<think>\n", "{% if '</think>' not in c %}<think></think>{% endif %}{{ c }}", "</think>blue", THOUGHTS, THOUGHTS),
+    "an empty thought always": ("", EMPTY + "{{ c }}", EMPTY + "blue", KEPT, EMPTY + THOUGHTS),
+    "no thoughts are asked for": ("<|channel>thought\n<channel|>", "{{ c }}", "blue", KEPT, THOUGHTS),
+    "special tokens": (
+        "<|START_THINKING|>", "<|START_TEXT|>{{ c }}<|END_TEXT|>{# <|END_THINKING|> #}", "<|END_THINKING|><|START_TEXT|>blue<|END_TEXT|>",
+        f"<|END_THINKING|><|START_TEXT|>{KEPT}<|END_TEXT|>", f"<|END_THINKING|><|START_TEXT|>{THOUGHTS}<|END_TEXT|>",
+    ),
+    "a name in brackets": ("", "{{ c }}", "blue", KEPT, THOUGHTS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "written", "plain", "thoughts", "without_tag"), FAMILIES.values(), ids=FAMILIES)
+def test_thoughts_as_published_templates_write_them(asked, written, plain, thoughts, without_tag):
+    """Whatever a template does with thoughts: no opened thought stays open, none is opened twice, none is lost."""
+    tokenizer = qwen_like()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% set c = m['content'] %}{% if m['role'] == 'user' %}<user>{{ c }}{% else %}<assistant>"
+        + written
+        + "<|im_end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>"
+        + asked
+        + "{% endif %}"
+    )
+    for content, expected in (("blue", plain), (KEPT, thoughts), (THOUGHTS, without_tag)):
+        assert trained_on(tokenizer, content) == (f"<user>?<assistant>{asked}", f"{expected}<|im_end|>")
+
+
 def test_an_answer_that_lacks_what_nobody_knows_how_to_close_is_refused():
     tokenizer = qwen_like()
     tokenizer.chat_template = STRIPS.replace("assistant\n<think>\n", "assistant\n<|begin_of_thought|>\n")

@@ -9,6 +9,15 @@ from typing import TYPE_CHECKING
 from surefoot.alignment.data.examples import Message
 from surefoot.alignment.data.reading.rows import identity
 from surefoot.alignment.data.reading.tally import Unusable
+from surefoot.alignment.data.tokenization.thoughts import (
+    Opened,
+    begins_with_thoughts,
+    continued,
+    is_empty_thought,
+    opened_at_the_end,
+    same_thoughts,
+    without_opening,
+)
 from surefoot.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,12 +29,7 @@ SHOWN_CHARACTERS = 100
 QUESTION: Messages = ({"role": "user", "content": "?"},)
 PROBES = ("≺a", "b≻")
 """Two answers that begin and end differently: what the renderings of both share is not part of the answer."""
-TAG = re.compile(r"([<\[])(/?)(\w[\w:.-]*)([>\]])$")
-"""A tag at the end of a text: <think>, [/THINK]."""
-BRACKETS = (">", "]", "}", "▷")
-"""With one of them end the marks that open a thought; words, as a colon behind a name, open nothing."""
 UNFINISHED_TAG = re.compile(r"[<\[][^>\]]*$")
-NOT_AS_IT_STANDS = "the chat template does not write its answer as it stands"
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,10 @@ class _Surroundings:
 
     head: str
     tail: str
-    before: str | None
-    """What ``head`` has behind the generation prompt; None where it does not begin with it."""
+    before: str
+    """What ``head`` has and the generation prompt has not, and"""
     opening: str
-    """What the generation prompt has and ``head`` has not: it begins an answer, with <think> for instance."""
+    """the reverse: it begins an answer, with <think> for instance."""
 
 
 class ChatTemplate:
@@ -73,11 +77,11 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
         self._prompts: dict[object, str] = {}
-        self._surroundings: dict[object, _Surroundings | None] = {}
+        self._surroundings: dict[object, _Surroundings] = {}
         self.rewritten = 0
-        """Answers that the template would write without their beginning, or otherwise than its generation prompt begins them."""
+        """Answers that the template would write without their beginning, or otherwise than its generation prompt begins them,"""
         self.closed = 0
-        """Answers before which a thought is closed that the generation prompt opens."""
+        """and those before which a thought is closed that the generation prompt opens."""
 
     def prompt(self, messages: Messages) -> str:
         """The text before the answer.
@@ -100,20 +104,24 @@ class ChatTemplate:
         prompt = self.prompt(messages)
         whole = self._render((*messages, *answer), add_generation_prompt=False)
         content = answer[-1]["content"].strip()
-        usual = self._usual()
-        if usual is not None and (written := _as_it_stands(whole, prompt, content, usual)) is not None:
-            return written
-        own = self._around(messages)
-        if own is None:
-            raise Unusable(NOT_AS_IT_STANDS)
-        if (written := _as_it_stands(whole, prompt, content, own)) is not None:
-            return written
-        kept = _between(whole, own.head, own.tail)
-        if kept is None or not (_same(kept, content) or (kept.strip() and content.endswith(kept.strip()))):
-            raise Unusable(NOT_AS_IT_STANDS)
-        before, content = self._behind_opening(own.opening, content)
-        self.rewritten += 1
-        return Written(before, content, own.tail)
+        around, written = self._usual(), None
+        if around is not None:
+            written = _as_it_stands(whole, prompt, content, around)
+        if around is None or written is None:
+            around = self._around(messages)
+            written = _as_it_stands(whole, prompt, content, around)
+        opened = self._opened(prompt, around)
+        if written is not None and opened is None:
+            empty = begins_with_thoughts(written.content) and is_empty_thought(written.before)
+            return Written("", written.content, written.behind) if empty else written
+        own = written or _own_text(whole, content, around, opened)
+        closed = False
+        if opened is not None:
+            before, text, closed = continued(opened, own.before, own.content, content)
+            own = Written(before, text, own.behind)
+        self.closed += closed
+        self.rewritten += written is None and not closed
+        return own
 
     @property
     def tail(self) -> str | None:
@@ -123,10 +131,10 @@ class ChatTemplate:
 
     @property
     def opening(self) -> str:
-        """The tag with which the generation prompt begins an answer and the template does not, such as <think>; else nothing."""
+        """What generation prompts open of an answer, such as <think>, up to their end; nothing where they open nothing."""
         usual = self._usual()
-        tag = None if usual is None else TAG.search(usual.opening.strip())
-        return usual.opening if usual is not None and tag is not None and not tag[2] else ""
+        opened = None if usual is None else self._opened(self.prompt(QUESTION), usual)
+        return "" if opened is None else opened.tag + opened.white_space
 
     def repeats(self, token: str) -> bool:
         """Whether a conversation of several turns holds a token, given as text, more than once."""
@@ -136,23 +144,16 @@ class ChatTemplate:
         except Unusable:
             return False
 
-    def _behind_opening(self, opening: str, content: str) -> tuple[str, str]:
-        """What must stand before an answer's text behind what the generation prompt opens, and the text without what it repeats."""
-        mark = opening.strip()
-        tag = TAG.search(mark)
-        for repeated in (mark, tag[0] if tag is not None else ""):
-            if repeated and content.startswith(repeated):
-                white_space = opening[len(opening.rstrip()) :]
-                return "", content[len(repeated) :].removeprefix(white_space)
-        if not mark or mark[-1] not in BRACKETS or (tag is not None and tag[2]):  # nothing that must be closed is open
-            return "", content
-        if tag is None:
-            raise Unusable(f"the chat template's generation prompt begins an answer with {mark!r}, which this one lacks")
-        closing = f"{tag[1]}/{tag[3]}{tag[4]}"
-        if closing in content:  # the answer of a model, which continues what was opened
-            return "", content
-        self.closed += 1
-        return f"{'' if opening.endswith(chr(10)) else chr(10)}\n{closing}\n\n", content
+    def _opened(self, prompt: str, around: _Surroundings) -> Opened | None:
+        """What stands open behind the prompt."""
+        if around.opening:
+            return opened_at_the_end(around.opening, str(self._tokenizer.chat_template))
+        return self._known(opened_at_the_end(prompt), around.tail)
+
+    def _known(self, opened: Opened | None, tail: str) -> Opened | None:
+        """The tag, if the template knows how to close it, and does not end turns so: it may be a speaker's name."""
+        known = opened is not None and opened.closing in str(self._tokenizer.chat_template) and opened.closing not in tail
+        return opened if known else None
 
     def _usual(self) -> _Surroundings | None:
         """Those of a short conversation: where they fit another one, it need not be rendered with other answers."""
@@ -161,11 +162,10 @@ class ChatTemplate:
         except Unusable:
             return None
 
-    def _around(self, messages: Messages) -> _Surroundings | None:
-        """None where the template refuses the two answers that are needed to see it."""
+    def _around(self, messages: Messages) -> _Surroundings:
+        """By rendering two other answers; raises Unusable where the template refuses them."""
         key = identity(messages)
         if key not in self._surroundings:
-            self._surroundings[key] = None
             prompt = self.prompt(messages)
             one, other = (
                 self._render((*messages, {"role": "assistant", "content": probe}), add_generation_prompt=False)
@@ -173,10 +173,13 @@ class ChatTemplate:
             )
             head, tail = _shared(one, other), _shared(one[::-1], other[::-1])[::-1]
             shared = _shared(prompt, head)
-            if shared not in (prompt, head):  # where they part within a tag, that tag belongs to what differs
-                shared = UNFINISHED_TAG.sub("", shared)
-            before = head[len(prompt) :] if head.startswith(prompt) else None
-            self._surroundings[key] = _Surroundings(head, tail, before, prompt[len(shared) :])
+            if shared != prompt:  # where they part, what is open belongs to what differs, as a whole
+                opened = self._known(opened_at_the_end(prompt), tail)
+                if opened is not None:
+                    shared = shared[: len(prompt) - len(opened.tag + opened.white_space)]
+                elif shared != head:
+                    shared = UNFINISHED_TAG.sub("", shared)
+            self._surroundings[key] = _Surroundings(head, tail, head[len(shared) :], prompt[len(shared) :])
         return self._surroundings[key]
 
     def _render(self, messages: Messages, *, add_generation_prompt: bool) -> str:
@@ -195,15 +198,33 @@ class ChatTemplate:
 
 
 def _as_it_stands(whole: str, prompt: str, content: str, around: _Surroundings) -> Written | None:
-    """The answer, where all that the rendering has behind the prompt is the message with what surrounds it."""
+    """The answer, where all that the rendering has behind the prompt is the message with what surrounds it.
+
+    The tag that begins its thoughts may stand in the prompt instead, or be put there by the template.
+    """
     body = _between(whole, prompt, around.tail)
     if body is None:
         return None
-    for before in dict.fromkeys((around.before or "", "")):
+    for before in dict.fromkeys((around.before, "")):
         if body.startswith(before) and _same(body[len(before) :], content):
             text = body[len(before) :].lstrip()
             return Written(body[: len(body) - len(text)], text, around.tail)
+    if same_thoughts(prompt, body, content, _same):
+        return Written("", body, around.tail)
     return None
+
+
+def _own_text(whole: str, content: str, around: _Surroundings, opened: Opened | None) -> Written:
+    """The message's own text, where the template writes it otherwise than the generation prompt begins it, or without its beginning."""
+    kept = _between(whole, around.head, around.tail)
+    if kept is None:  # what the template puts before an answer may be nothing before this one
+        kept = _between(whole, around.head.removesuffix(around.before), around.tail)
+    if kept is None or not (_same(kept, content) or (kept.strip() and content.endswith(kept.strip()))):
+        raise Unusable("the chat template does not write its answer as it stands")
+    words = bool(around.before.strip())
+    belongs = words and _same(kept, content) if around.opening else not words  # else it belongs to a text that is not this one
+    before = around.before if belongs else ""
+    return Written(before, content if opened is not None else without_opening(around.opening, content), around.tail)
 
 
 def _between(whole: str, head: str, tail: str) -> str | None:

@@ -60,7 +60,7 @@ class Tokenised:
     rewritten: int = 0
     """Answers that the chat template writes without their beginning, or otherwise than its generation prompt begins them."""
     closed: int = 0
-    """Those of them before which a thought is closed that the generation prompt opens."""
+    """Answers before which a thought is closed that the generation prompt opens."""
     bos_within: int = 0
     """Plain prompts that hold BOS behind their beginning, where it begins a turn or another text."""
     without_bos: int = 0
