@@ -108,7 +108,7 @@ class ActionSpace:
             )
         return self.as_taken(actions) if isinstance(actions, np.ndarray | np.generic) else actions
 
-    def as_taken(self, actions: np.ndarray) -> np.ndarray:
+    def as_taken(self, actions: Any) -> Any:
         """Scaled or counted actions in the environment's dtype, within its bounds, which float32 may have rounded outwards."""
         if not self.environment_dtype:
             return actions
