@@ -5,7 +5,7 @@
 
 Answers are sampled, and their tokens' log-probabilities compared with those that the update computes of the same weights: d of each
 token, in nats. Writes benchmarks/results/ratio_tolerance.json: a row per model and dtype, with the root mean square and the largest
-|d|, and the tolerance that `surefoot align ppo` takes there (surefoot.alignment.rlhf.ratios).
+|d|, and the tolerance that `surefoot align ppo` takes there (surefoot.alignment.rlhf.ratios; docs/decisions/ratio_tolerance.md).
 """
 
 from __future__ import annotations
@@ -111,11 +111,19 @@ def main() -> None:
                 }
                 about |= {"vocabulary": model.config.vocab_size, "seed": 0}
                 note(about | measured(model, prompts, temperature=temperature))
-    worst = max(row["largest"] / math.log1p(row["tolerance"]) for row in rows)
-    RESULT.write_text(
-        json.dumps({"torch": torch.__version__, "worst_share_of_tolerance": worst, "rows": rows}, indent=1) + "\n"
-    )
-    print(f"the largest |d| is {worst:.2f} of what is tolerated")
+    report = {"torch": torch.__version__, "shares": shares(rows), "rows": rows}
+    RESULT.write_text(json.dumps(report, indent=1) + "\n")
+    for kind, share in report["shares"].items():
+        print(f"{kind}: the largest |d| is {share:.2f} of what is tolerated")
+
+
+def shares(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The largest |d| as a share of what is tolerated, of each kind of model over all depths."""
+    largest: dict[str, float] = {}
+    for row in rows:
+        kind = row["model"] + (f", deviation {row['deviation']}" if "deviation" in row else "") + f", {row['dtype']}"
+        largest[kind] = max(largest.get(kind, 0.0), row["largest"] / math.log1p(row["tolerance"]))
+    return {kind: round(share, 3) for kind, share in largest.items()}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from surefoot.alignment.likelihood.likelihood import Likelihood
 from surefoot.alignment.rlhf.configuration import PPOConfiguration
 from surefoot.errors import Caution, RunError
 
-ROUNDINGS = {torch.bfloat16: 2.0, torch.float16: 2.0}
+ROUNDINGS = {torch.bfloat16: 1.0, torch.float16: 1.0}
 """c of half the bits, where a product's sum is carried in float32, and rounded once."""
 ROUNDINGS_OF_FLOAT32 = 32.0
 """c of float32, where every addition of a sum is rounded, in another order each way."""
