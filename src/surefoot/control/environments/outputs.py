@@ -74,7 +74,7 @@ def checked_rows(values: Any, what: str, shape: tuple[int, ...], *, flags: bool 
         WrongOutput: it has another shape, or other values.
     """
     array = values if type(values) is np.ndarray else _array(values, what)
-    if column and array.size == shape[0] and array.shape in ((*shape, 1), ()):
+    if column and array.shape != shape and array.size == shape[0] and array.shape in ((*shape, 1), ()):
         array = array.reshape(shape)
     if array.shape != shape:
         raise WrongOutput(f"{what} of shape {array.shape}, where {shape} is right")
