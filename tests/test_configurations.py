@@ -21,7 +21,7 @@ from surefoot.alignment.rlhf.configuration import PPOConfiguration
 from surefoot.alignment.tasks.files import TaskConfiguration
 from surefoot.control import configuration as control
 from surefoot.control.algorithms import configuration_for
-from surefoot.control.environments.identity import EnvironmentIdentity
+from surefoot.control.environments.identity.record import EnvironmentIdentity
 from surefoot.errors import UsageError
 from surefoot.runs.rates import RateChange
 

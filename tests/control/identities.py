@@ -7,7 +7,15 @@ import itertools
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
+from gymnasium.wrappers import ClipReward, TimeLimit
 from gymnasium.wrappers.utils import RunningMeanStd
+
+from surefoot.control.policies.networks import draw_network
+from surefoot.control.policies.policy import Policy
+from surefoot.control.policies.spaces import describe_spaces
+
+SHORT = {"algorithm": "a2c", "num_envs": 2, "rollout_length": 4, "total_steps": 16}
+"""A run that learns nothing."""
 
 
 class Line(gymnasium.Env):
@@ -90,3 +98,40 @@ def other_actions():
 
 def shown_nothing():
     return Line(size=0)
+
+
+def short():
+    return gymnasium.make("CartPole-v1", max_episode_steps=7)
+
+
+def saved_policy(run, environment, **description):
+    """A policy for an environment that was not trained."""
+    spaces = describe_spaces(environment.observation_space, environment.action_space, name="it")
+    outputs = spaces.action.outputs
+    parameters = draw_network(np.random.default_rng(0), (spaces.observation_size, 8, outputs), orthogonal=True, head_gain=1.0)
+    parameters |= {"log_std": np.zeros(outputs, np.float32)} if spaces.action.kind == "box" else {}
+    said = {"algorithm": "ppo", "env": "CartPole-v1", "backend": "gymnasium-sync", "steps": 0} | description
+    Policy(spaces, "tanh", parameters, None, 10.0, said).save(run)
+    return run
+
+
+OTHERS = [
+    (Line, lambda: Line(actions=Discrete(2, start=5)), "spaces", "discrete 2 counted from 5 now"),
+    (
+        lambda: Line(actions=Box(-2, 2, (1,), np.float32)),
+        lambda: Line(actions=Box(-1, 1, (1,), np.float32)),
+        "spaces",
+        "1 numbers in -2 … 2 before, 1 numbers in -1 … 1 now",
+    ),
+    (Line, lambda: Line(size=3), "spaces", "observations: 2 numbers before, 3 now"),
+    (Line, lambda: TimeLimit(Line(), 9), "time limit", "none before, 9 steps now"),
+    (Line, Breaks, "class", f"{__name__}:Line before, {__name__}:Breaks now"),
+    (
+        lambda: gymnasium.make("Pendulum-v1"),
+        lambda: gymnasium.make("Pendulum-v1", g=5.0),
+        "arguments",
+        "none before, g=5.0 now",
+    ),
+    (Line, lambda: ClipReward(Line(), 0, 1), "wrappers", "ClipReward(min_reward=0, max_reward=1) now"),
+]
+"""Pairs of environments, the part in which they differ, and how it is said."""

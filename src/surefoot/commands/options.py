@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -38,6 +38,7 @@ class Output:
 def parse(kind: Any, arguments: list[str], *, program: str, default: Any = None) -> Any:
     """Options to a dataclass; a wrong one becomes a sentence."""
     options: dict[str, Any] = {} if default is None else {"default": default}
+    _refuse_twice(kind, arguments, program=program)
     arguments = _spell_switches(_spell_none(arguments, _may_be_none(kind)), _may_be_left_open(kind))
     complaint = io.StringIO()
     try:
@@ -79,6 +80,14 @@ def parse_configuration(configuration: Any, arguments: list[str], *, program: st
         if option := given((f"--{name.replace('_', '-')}",), arguments):
             raise UsageError(f"{option} would do nothing: {reason}; leave it out")
     return configuration, chosen.output
+
+
+def _refuse_twice(kind: Any, arguments: list[str], *, program: str) -> None:
+    """Raise UsageError where an option of several values is given twice, the first values of which would be dropped."""
+    for name, hint in _options(kind):
+        several = any(get_origin(member) is tuple for member in (hint, *get_args(hint)))
+        if several and sum(argument.split("=")[0] == name for argument in arguments) > 1:
+            raise UsageError(f"{program}: {name} is given twice; give all its values after one, as in {name} A B")
 
 
 def _spell_none(arguments: list[str], names: frozenset[str]) -> list[str]:

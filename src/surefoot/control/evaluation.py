@@ -15,7 +15,7 @@ from surefoot.control.configuration.run import WORKER_TIMEOUT
 from surefoot.control.environments.arguments import Wrapper, trusted
 from surefoot.control.environments.functional import FunctionalEnvironment, FunctionalOnHost
 from surefoot.control.environments.host import HostEnvironments
-from surefoot.control.environments.identity import differences
+from surefoot.control.environments.identity.record import differences
 from surefoot.control.environments.making import Environment, Recipe, names_callable, recipe_for
 from surefoot.control.environments.pool import Pool
 from surefoot.control.environments.seeding import shared_generators_restored
@@ -109,11 +109,16 @@ def evaluate(
 class Opened(NamedTuple):
     """Environments to run a saved policy in."""
 
-    name: str
+    recipe: Recipe
     environments: HostEnvironments
     backend: str
     notices: tuple[str, ...] = ()
     """In what they are not what the policy was trained in."""
+
+    @property
+    def name(self) -> str:
+        """Of the environment."""
+        return self.recipe.name
 
 
 def open_environments(
@@ -151,7 +156,7 @@ def open_environments(
         raise type(error)(f"{error}{'; the policy was trained in EnvPool: --backend envpool' if pooled else ''}") from error
     notices = tuple(f"{name} is not quite what the policy was trained in ({difference.sentence})" for difference in found)
     notices += selection.identity.about_statistics("every evaluation")
-    return Opened(name, environments, selection.backend, notices)
+    return Opened(recipe, environments, selection.backend, notices)
 
 
 def _recipe(

@@ -15,7 +15,7 @@ from surefoot.control.durability.keeping import Keeper, describe_failure
 from surefoot.control.durability.resuming import Start
 from surefoot.control.durability.standing import Standing, restore
 from surefoot.control.environments.functional import FunctionalEnvironment
-from surefoot.control.environments.identity import differences
+from surefoot.control.environments.identity.record import differences
 from surefoot.control.environments.pool import Pool
 from surefoot.control.environments.select import Environments, Selection
 from surefoot.control.episodes import EpisodeTracker

@@ -26,7 +26,7 @@ from surefoot.control.configuration.run import (
     NormalizationConfiguration,
     RunConfiguration,
 )
-from surefoot.control.environments.identity import EnvironmentIdentity
+from surefoot.control.environments.identity.record import EnvironmentIdentity
 from surefoot.equations.weights import WEIGHT_NEEDS
 from surefoot.errors import UsageError
 from surefoot.runs.rates import CHANGES, RateChanges, changes_as_json, check_changes, read_changes

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, get_args
 
 from surefoot.control.configuration import Backend, TrainConfiguration
 from surefoot.control.durability.standing import check
-from surefoot.control.environments.identity import differences
+from surefoot.control.environments.identity.record import differences
 from surefoot.control.environments.making import Environment, names_callable
 from surefoot.control.sources import Source
 from surefoot.control.update.state import schedule_at

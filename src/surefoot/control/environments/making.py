@@ -19,7 +19,7 @@ from surefoot.control.environments.arguments import (
     parse_arguments,
     spell_arguments,
 )
-from surefoot.control.environments.identity import EnvironmentIdentity
+from surefoot.control.environments.identity.record import EnvironmentIdentity
 from surefoot.errors import UsageError
 
 Environment = str | Callable[..., Any]

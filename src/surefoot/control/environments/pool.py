@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from surefoot.control.environments.host import HostEnvironments, environment_seed
-from surefoot.control.environments.identity import EnvironmentIdentity
+from surefoot.control.environments.identity.record import EnvironmentIdentity
 from surefoot.control.policies.spaces import Spaces, describe_spaces
 from surefoot.control.rollout import EnvironmentStep, ScanCarry
 from surefoot.equations import Array

@@ -12,10 +12,11 @@ import gymnasium
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from surefoot.control.configuration import Backend
-from surefoot.control.environments.describing import describe, describe_vector
 from surefoot.control.environments.functional import FunctionalEnvironment, check_functional, make_functional
 from surefoot.control.environments.host import HostEnvironments, NameFaults, environment_seed
-from surefoot.control.environments.identity import EnvironmentIdentity
+from surefoot.control.environments.identity.comparison import EnvPoolTask, compare_with_gymnasium
+from surefoot.control.environments.identity.reading import describe, describe_vector
+from surefoot.control.environments.identity.record import EnvironmentIdentity
 from surefoot.control.environments.making import (
     Environment,
     Recipe,
@@ -27,7 +28,6 @@ from surefoot.control.environments.making import (
     specification_of,
 )
 from surefoot.control.environments.pool import Pool, has_task, is_installed
-from surefoot.control.environments.pool_identity import EnvPoolTask, compare_with_gymnasium
 from surefoot.control.environments.seeding import seed_shared
 from surefoot.control.environments.workers.vector import WorkerEnvironments, WorkerSettings
 from surefoot.control.policies.spaces import describe_spaces

@@ -189,12 +189,13 @@ def _properties(policy: Policy, observation_space: gymnasium.spaces.Box, action_
     """Where the policy comes from, as texts."""
     said = policy.description
     return {
-        "environment": str(said["env"]),
+        "environment": policy.environment.name,
         "algorithm": str(said["algorithm"]),
         "training_steps": str(said.get("steps", "")),
         "observation_space": json.dumps(_described(observation_space)),
         "action_space": json.dumps(_described(action_space)),
         "surefoot_version": __version__,
+        **{name: json.dumps(said[name]) for name in ("env_kwargs", "wrapper") if said.get(name)},
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from surefoot.control.environments.identity import EnvironmentIdentity
+from surefoot.control.environments.identity.record import EnvironmentIdentity
 from surefoot.control.policies.networks import evaluate_network
 from surefoot.control.policies.normalization import RunningStatistics, normalize
 from surefoot.control.policies.spaces import KINDS, Spaces

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import shutil
@@ -16,10 +17,10 @@ from surefoot.control.configuration import Backend
 from surefoot.control.configuration.run import WORKER_TIMEOUT
 from surefoot.control.environments.arguments import Wrapper
 from surefoot.control.environments.host import HostEnvironments
-from surefoot.control.environments.making import Environment, names_callable
+from surefoot.control.environments.making import Environment
 from surefoot.control.environments.seeding import shared_generators_restored
 from surefoot.control.episodes import LONGEST_EPISODE
-from surefoot.control.evaluation import open_environments
+from surefoot.control.evaluation import Opened, open_environments
 from surefoot.control.playing import Request, play
 from surefoot.control.policies.policy import Policy, draw_noise, load_policy
 from surefoot.control.recorded.likelihood import policy_log_likelihood
@@ -104,7 +105,7 @@ def record(
     opened = open_environments(policy, request, environment=environment, env_kwargs=env_kwargs, wrapper=wrapper)
     recorder = _Recorder(policy, opened.environments, np.random.default_rng([request.seed, 2]))
     try:
-        with _Writer(file, opened.name, opened.environments, policy) as writer:
+        with _Writer(file, opened, policy) as writer:
             returns, lengths, cut = recorder.play(request, writer)
     finally:
         notices = opened.environments.close()
@@ -161,20 +162,23 @@ class _Recorder:
 class _Writer:
     """A data set that appears under its name when it is whole, or not at all."""
 
-    def __init__(self, file: Path, name: str, environments: HostEnvironments, policy: Policy) -> None:
+    def __init__(self, file: Path, opened: Opened, policy: Policy) -> None:
         self.file, self.policy = file, policy
         self.dataset = file.name if VERSIONED.fullmatch(file.name) else re.sub(r"[^-_\w]", "-", file.name) + "-v0"
+        environments, self.recipe = opened.environments, opened.recipe
         self.observation_space, self.action_space = environments.observation_space, environments.action_space
-        self.name, self.waiting = name, []  # type: tuple[str, list[Any]]
+        self.name, self.waiting = opened.name, []  # type: tuple[str, list[Any]]
 
     def __enter__(self) -> _Writer:
         import gymnasium
         import minari
         from minari.dataset.minari_storage import MinariStorage
 
-        spec = None
-        if not names_callable(self.name) and self.name in gymnasium.registry:
-            spec = gymnasium.spec(self.name)
+        spec, recipe = None, self.recipe
+        if recipe.id in gymnasium.registry and not recipe.wrappers:  # a specification has no place for wrappers of a user's own
+            spec, arguments = copy.deepcopy(gymnasium.spec(str(recipe.id))), dict(recipe.arguments)
+            spec.max_episode_steps = arguments.pop("max_episode_steps", spec.max_episode_steps)
+            spec.kwargs.update(arguments)
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.folder = Path(tempfile.mkdtemp(prefix=f".{self.file.name}.", dir=self.file.parent.resolve()))

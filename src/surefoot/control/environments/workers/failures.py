@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from surefoot.control.environments.arguments import spell_arguments
-from surefoot.control.environments.identity import EnvironmentIdentity
+from surefoot.control.environments.identity.record import EnvironmentIdentity
 from surefoot.control.environments.making import Recipe, environment_name
 from surefoot.runs.directory import FAILED_FOLDER, write_json
 from surefoot.runs.libraries import library_versions

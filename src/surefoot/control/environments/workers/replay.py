@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from surefoot.control.environments.closing import close_guarded
-from surefoot.control.environments.describing import describe
-from surefoot.control.environments.identity import Difference, EnvironmentIdentity, differences
+from surefoot.control.environments.identity.reading import describe
+from surefoot.control.environments.identity.record import Difference, EnvironmentIdentity, differences
 from surefoot.control.environments.making import Environment, make_single, recipe_for
 from surefoot.control.environments.seeding import seed_shared, shared_generators_restored
 from surefoot.control.environments.workers.outcomes import Unusable, describe_exception, reset_checked, step_checked

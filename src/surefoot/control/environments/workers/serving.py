@@ -15,7 +15,7 @@ import cloudpickle
 import gymnasium
 
 from surefoot.control.environments.closing import close_guarded
-from surefoot.control.environments.describing import describe
+from surefoot.control.environments.identity.reading import describe
 from surefoot.control.environments.making import make_single
 from surefoot.control.environments.seeding import seed_shared
 from surefoot.control.environments.workers.outcomes import Unusable, describe_exception, one_line, reset_checked, step_checked

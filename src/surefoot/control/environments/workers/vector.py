@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from surefoot.control.environments.identity import EnvironmentIdentity
+from surefoot.control.environments.identity.record import EnvironmentIdentity
 from surefoot.control.environments.making import Recipe, check_copies
 from surefoot.control.environments.workers.failures import KEPT_BYTES, Failure, Recording
 from surefoot.control.environments.workers.process import GRACE, Gone, Worker

@@ -1,7 +1,7 @@
 """What an environment is: recorded when a run begins, and compared wherever it meets an environment again.
 
 No engine and no Gymnasium here: configurations and policies hold this record. What reads it off an environment stands in
-:mod:`surefoot.control.environments.describing`.
+:mod:`surefoot.control.environments.identity.reading`.
 """
 
 from __future__ import annotations

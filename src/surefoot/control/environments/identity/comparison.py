@@ -10,8 +10,8 @@ from typing import Any
 import gymnasium.envs
 
 from surefoot.control.environments.closing import close_guarded
-from surefoot.control.environments.describing import describe
-from surefoot.control.environments.identity import EnvironmentIdentity, differences
+from surefoot.control.environments.identity.reading import describe
+from surefoot.control.environments.identity.record import EnvironmentIdentity, differences
 from surefoot.control.environments.making import MissingPackage, Recipe, make_single, specification_of
 from surefoot.control.environments.pool import described_task, has_task
 from surefoot.control.environments.seeding import shared_generators_restored

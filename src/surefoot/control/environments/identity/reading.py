@@ -13,7 +13,7 @@ import gymnasium
 from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
-from surefoot.control.environments.identity import EnvironmentIdentity
+from surefoot.control.environments.identity.record import EnvironmentIdentity
 
 PASSIVE = (OrderEnforcing, PassiveEnvChecker, TimeLimit)
 """Wrappers that change nothing that a policy learns from, and the time limit, which is recorded as a number."""
