@@ -65,8 +65,11 @@ def test_sampling_ends_at_eos_at_what_the_settings_name_and_at_the_templates_end
         " the model's settings do not name EOS (<|endoftext|>), and what is saved does",
     )
     assert AnswerEnds.of(qwen_like(), ids_of(qwen_like(), "<|im_end|>")).notices == ("answers end at EOS (<|im_end|>)",)
-    space = AnswerEnds.of(llama_like(), [2])
-    assert space.sampling == (2,), "the space that this template puts behind an answer ends none"
+    assert AnswerEnds.of(llama_like(), [2]).sampling == (2,), "the space that this template puts behind an answer ends none"
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "\n<|im_end|>")
+    assert AnswerEnds.of(tokenizer).sampling == (text, turn)
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<|im_start|>end<|im_end|>")
+    assert AnswerEnds.of(tokenizer).sampling == (text,), "a token that begins a longer end may stand within an answer"
 
 
 def test_an_end_that_is_a_word_is_named():

@@ -28,7 +28,7 @@ class AnswerEnds:
     """What stands behind the whole answer of a conversation in training: what the chat template puts there, and EOS. It ends with EOS."""
     sampling: tuple[int, ...]
     """Ids that end an answer when it is sampled, and that the saved settings name: EOS, what the model's settings name, and the special
-    token with which the chat template ends a turn."""
+    token with which the chat template ends a turn, where it is one alone: parts of a longer end may stand within answers too."""
     ordinary: tuple[int, ...]
     """Those of them that only the settings name, and that are words or parts of words; usually the settings are another model's."""
     around: tuple[str, str]
@@ -50,9 +50,10 @@ class AnswerEnds:
         end = () if eos is None else (eos,)
         around, turn = _around_a_turn(tokenizer) or (("", tokenizer.eos_token or ""), end)
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-        of_template = tuple(token for token in turn[:1] if token in special)
+        end_of_turn = tokenizer.get_added_vocab().get(around[1].removesuffix(tokenizer.eos_token or "").strip())
+        of_template = () if end_of_turn is None else (end_of_turn,)
         sampling = tuple(dict.fromkeys((*end, *named, *of_template)))
-        ordinary = tuple(token for token in named if token not in special and token not in (*end, *turn[:1]))
+        ordinary = tuple(token for token in named if token not in special and token not in end)
         missing = tuple(token for token in sampling if token not in named)
 
         texts = {token: str(tokenizer.decode([token])) for token in sampling}
