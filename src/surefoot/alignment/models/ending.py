@@ -37,7 +37,7 @@ def named_ends(model: str) -> tuple[int, ...]:
             inner = settings.get("text_config")
             if settings.get("eos_token_id") is None and isinstance(inner, dict):
                 settings = inner
-    return tuple(token for token in _listed(settings.get("eos_token_id")) if type(token) is int and token >= 0)
+    return tuple(token for token in listed(settings.get("eos_token_id")) if type(token) is int and token >= 0)
 
 
 def write_ends(model: Any, tokenizer: PreTrainedTokenizerFast, ends: AnswerEnds) -> None:
@@ -53,7 +53,7 @@ def write_ends(model: Any, tokenizer: PreTrainedTokenizerFast, ends: AnswerEnds)
     for part in (generation, model.config, model.config.get_text_config()):
         if part is None:
             continue
-        more = [] if part is generation else _listed(part.eos_token_id)  # those that config.json names stay there
+        more = [] if part is generation else listed(part.eos_token_id)  # those that config.json names stay there
         ids = list(dict.fromkeys((*ends.sampling, *more)))
         if ids:
             part.eos_token_id = ids[0] if len(ids) == 1 else ids
@@ -76,5 +76,6 @@ def _settings(model: str, name: str) -> dict[str, Any] | None:
     return None if file is None else read_json(Path(file))
 
 
-def _listed(value: Any) -> list[Any]:
+def listed(value: Any) -> list[Any]:
+    """What settings name as one id, several or none."""
     return value if isinstance(value, list) else [] if value is None else [value]

@@ -16,6 +16,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from surefoot.alignment.models.configuration import ModelConfiguration
@@ -69,7 +70,7 @@ def load_policy(
 
 
 def load_reward_model(
-    configuration: ModelConfiguration, tokenizer: PreTrainedTokenizerBase, *, new_head: bool, seed: int = 0
+    configuration: ModelConfiguration, tokenizer: PreTrainedTokenizerFast, *, new_head: bool, seed: int = 0
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """A sequence-classification model whose one label is the reward r(x, y), read at the last token that is no padding.
 

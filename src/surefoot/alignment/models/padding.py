@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from surefoot.alignment.models.ending import ends_of, listed
 
 PAD_TOKEN = "<|pad|>"
 
 
-def give_own_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> tuple[str, ...]:
+def give_own_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[str, ...]:
     """Make sure that no answer can end with the token that pads.
 
     transformers reads a sequence's score at the last token that is not ``config.pad_token_id``. Where that is the EOS, as in
@@ -26,9 +28,7 @@ def give_own_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
         sentences on what was changed.
     """
     notices = []
-    ends = {tokenizer.eos_token_id, tokenizer.unk_token_id} | _ids(model.config.eos_token_id)
-    if (folder / "generation_config.json").is_file():
-        ends |= _ids(GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id)
+    ends = {tokenizer.unk_token_id, *ends_of(str(folder), tokenizer).sampling, *listed(model.config.eos_token_id)}
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
         why = (
             "has no padding token"
@@ -46,9 +46,3 @@ def give_own_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     for part in (model.config, model.config.get_text_config()):
         part.pad_token_id = tokenizer.pad_token_id
     return tuple(notices)
-
-
-def _ids(value: int | list[int] | None) -> set[int]:
-    if value is None:
-        return set()
-    return set(value) if isinstance(value, list) else {value}
