@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from surefoot.alignment.data.tokenization.ends import AnswerEnds
 from surefoot.alignment.models.ending import named_ends, write_ends
@@ -54,3 +56,14 @@ def test_of_a_reward_model_too_and_what_the_tokenizer_has_not_stays():
     write_ends(model, tokenizer, AnswerEnds.of(tokenizer))
     assert model.config.eos_token_id == tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
     assert model.config.bos_token_id == 8
+
+
+@pytest.mark.parametrize(("family", "named"), [("qwen3_5", [0, 2]), ("llama4", [0, 2]), ("inkling_text", 0), ("cpmant", None)])
+def test_settings_that_are_their_parts_alone_or_hold_one_id_or_none_are_no_error(family, named):
+    config = CONFIG_MAPPING[family]()
+    config.get_text_config().eos_token_id = None
+    if named is None:
+        del config.eos_token_id
+    tokenizer = gemma_like()
+    write_ends(SimpleNamespace(config=config, generation_config=None), tokenizer, AnswerEnds.of(tokenizer))
+    assert getattr(config.get_text_config(), "eos_token_id", None) == named

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
@@ -53,13 +54,19 @@ def write_ends(model: Any, tokenizer: PreTrainedTokenizerFast, ends: AnswerEnds)
     for part in (generation, model.config, model.config.get_text_config()):
         if part is None:
             continue
-        more = [] if part is generation else listed(part.eos_token_id)  # those that config.json names stay there
-        ids = list(dict.fromkeys((*ends.sampling, *more)))
-        if ids:
-            part.eos_token_id = ids[0] if len(ids) == 1 else ids
-        for name in ("pad_token_id", "bos_token_id"):
-            if (token := getattr(tokenizer, name)) is not None:
-                setattr(part, name, token)
+        # Those that config.json names stay there.
+        ids = list(
+            dict.fromkeys((*ends.sampling, *([] if part is generation else listed(getattr(part, "eos_token_id", None)))))
+        )
+        values = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
+        values["eos_token_id"] = ids[0] if len(ids) == 1 else ids or None
+        for name, value in values.items():
+            if value is None or not hasattr(part, name):  # the outer settings of some models are their parts' alone
+                continue
+            try:
+                setattr(part, name, value)
+            except StrictDataclassFieldValidationError:  # a few families' settings hold one id
+                setattr(part, name, ids[0])
 
 
 def _settings(model: str, name: str) -> dict[str, Any] | None:

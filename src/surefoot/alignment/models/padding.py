@@ -28,7 +28,11 @@ def give_own_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFas
         sentences on what was changed.
     """
     notices = []
-    ends = {tokenizer.unk_token_id, *ends_of(str(folder), tokenizer).sampling, *listed(model.config.eos_token_id)}
+    ends = {
+        tokenizer.unk_token_id,
+        *ends_of(str(folder), tokenizer).sampling,
+        *listed(getattr(model.config, "eos_token_id", None)),
+    }
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
         why = (
             "has no padding token"
