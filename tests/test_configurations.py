@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import json
-from dataclasses import MISSING, fields, is_dataclass, replace
+import re
+from dataclasses import MISSING, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from types import NoneType
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import surefoot
 from surefoot.alignment import configuration as alignment
 from surefoot.alignment.data.configuration import DataConfiguration
 from surefoot.alignment.models.configuration import AdapterConfiguration, ModelConfiguration
@@ -21,19 +23,19 @@ from surefoot.alignment.rlhf.configuration import PPOConfiguration
 from surefoot.alignment.tasks.files import TaskConfiguration
 from surefoot.control import configuration as control
 from surefoot.control.algorithms import configuration_for
-from surefoot.control.environments.identity.record import EnvironmentIdentity
+from surefoot.control.playing import Request
 from surefoot.errors import UsageError
 from surefoot.runs.rates import RateChange
 
 NEEDED = {"env": "CartPole-v1", "model": "some/model", "data": "data.jsonl", "reward": "rewards.py:best", "method": "dpo"}
-NEEDED |= {"step": 16, "before": 0.25, "after": 0.25}
+NEEDED |= {"episodes": 16, "step": 16, "before": 0.25, "after": 0.25}
 """Values of the fields that have no default."""
 PARTS = [
     control.RunConfiguration, control.NetworkConfiguration, control.NormalizationConfiguration, control.WeightConfiguration,
     control.LikelihoodObjective, control.SurrogateObjective, control.OptimizerConfiguration, control.PassesConfiguration,
     control.TrustRegionConfiguration, control.RecordedConfiguration,
     ModelConfiguration, AdapterConfiguration, DataConfiguration, alignment.TrainingConfiguration, alignment.RewardConfiguration,
-    alignment.DPOConfiguration, PPOConfiguration, TaskConfiguration, RateChange,
+    alignment.DPOConfiguration, PPOConfiguration, TaskConfiguration, RateChange, Request,
 ]  # fmt: skip
 WHOLES = [control.TrainConfiguration, alignment.AlignConfiguration]
 """Configurations whose fields are parts."""
@@ -46,6 +48,7 @@ WITH = {
     ("AdapterConfiguration", "lora_targets"): {"lora_rank": 2},
     ("TrainingConfiguration", "patience"): {"held_out": 0.5},
     ("RunConfiguration", "env_workers"): {"num_envs": 16},
+    ("Request", "env_workers"): {"num_envs": 16},
     ("TrainingConfiguration", "evaluate_every"): {"held_out": 0.5},
     ("RewardConfiguration", "ranking_top"): {"objective": "plackett-luce"},
     ("DPOConfiguration", "ranking_top"): {"objective": "plackett-luce"},
@@ -103,13 +106,13 @@ def plain(value):
 
 
 def test_no_configuration_is_forgotten():
-    """Every dataclass that a configuration is made of is walked over here."""
-    found = set()
-    for whole in WHOLES:
-        for kind in get_type_hints(whole).values():
-            found |= {member for member in (get_args(kind) or (kind,)) if is_dataclass(member)}
-    found -= {EnvironmentIdentity}  # found when environments are made, and not chosen
-    assert found | {TaskConfiguration} == set(PARTS)
+    """Every class of settings in the source is walked over here, but for what a run's own record is read as; and no configuration is
+    something else.
+    """
+    source = "\n".join(path.read_text() for path in Path(surefoot.__file__).parent.rglob("*.py"))
+    found = set(re.findall(r"^class (\w+)\(Settings\):", source, re.MULTILINE))
+    assert found - {"_Recorded"} == {part.__name__ for part in PARTS + WHOLES}
+    assert set(re.findall(r"^class (\w+Configuration)\b", source, re.MULTILINE)) <= found
 
 
 @pytest.mark.parametrize(("part", "name"), FIELDS, ids=lambda x: getattr(x, "__name__", x))

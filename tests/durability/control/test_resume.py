@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from surefoot.control.evaluation import evaluate
 from surefoot.control.policies.policy import Policy
 from surefoot.control.training import resume, train
 from surefoot.errors import RunError, UsageError
@@ -338,3 +339,14 @@ def test_disk_full_while_keeping_leaves_the_last_one(tmp_path, monkeypatch):
     assert result["resumed"] == [{"step": 64, "exact": True}]
     with pytest.raises(Damaged):
         Checkpoints(tmp_path / "run").read(65)
+
+
+def test_what_python_gives_is_trained_loaded_and_resumed(tmp_path):
+    """In the types that it comes in: of NumPy, as paths, as floats that are whole numbers."""
+    given = {"total_steps": 128.0, "learning_rate": np.float32(1e-3), "seed": np.int64(3), "hidden_sizes": np.array([8])}
+    options = given | {"checkpoint_every": np.int64(64), "normalize_rewards": np.bool_(True)}
+    train(configured("ppo on JAX", tmp_path / "run", **options, restart_every=None), quiet=True)
+    assert evaluate(tmp_path / "run", episodes=2.0, backend="jax", quiet=True)["episodes"] == 2
+    assert resume(tmp_path / "run", total_steps=256.0, quiet=True)["checkpoint"] == {"step": 256, "exact": True}
+    with pytest.raises(UsageError, match="total_steps is 'more', where a whole number or null is right"):
+        resume(tmp_path / "run", total_steps="more", quiet=True)
