@@ -23,7 +23,8 @@ class ModelConfiguration(Settings):
     """Where the model is computed. auto takes a GPU where there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto and float32 keep weights in float32, whatever the file holds; on a GPU, auto computes matrix products in bfloat16
-    (autocast). bfloat16 keeps the weights themselves in bfloat16: half the memory, but small updates are rounded away."""
+    (autocast). bfloat16 keeps the weights themselves in bfloat16: half the memory, but small updates are rounded away; the run says
+    where most are."""
     dropout: bool = False
     """Keep the dropout that the model's own configuration asks for. Without it every log-probability is the policy's own;
     with it, ratios between two policies are noise even where the weights agree."""
