@@ -5,6 +5,7 @@ Multiplication by a power of two changes no digit of a float32 number, so that w
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import gymnasium
@@ -238,6 +239,11 @@ def test_a_spread_that_float32_can_hardly_tell_apart_is_told(tmp_path, capsys):
         train(configure(out=str(tmp_path / f"{told}")), environment=lambda dtype=dtype: Told([0, 1e6], dtype, varied=0.3))
         sentence = "component 1 of the observations is 1e+06 with a spread of 0.3, which float32 can hardly tell apart"
         assert (sentence in capsys.readouterr().err) == told
+    plain = configure(out=str(tmp_path / "plain"), normalize_observations=False)
+    train(plain, environment=lambda: Told([0, 1e8], np.float64, varied=0.3))
+    assert re.search(
+        r"component 1 of the observations is 1e\+08 with a spread of 0\.[234], which float32", capsys.readouterr().err
+    )
 
 
 def test_a_critic_that_explains_nothing_is_told_of(tmp_path, capsys):

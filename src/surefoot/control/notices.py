@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from surefoot.control.configuration import TrainConfiguration
+from surefoot.control.environments.bounds import hardly_told_apart
 from surefoot.control.iterations.common import Iteration, Outcome
 from surefoot.control.policies.spaces import Spaces
 
@@ -14,8 +15,6 @@ REPORTS = 20
 """So many reports a critic is given to explain something."""
 FEWEST = 5
 """A run of fewer reports says nothing of its critic."""
-HARDLY = 16
-"""So many times the smallest spread that is not rounding, few values are left to tell apart."""
 
 
 class Watch:
@@ -46,13 +45,7 @@ class Watch:
             )
 
     def _of_observations(self, iteration: Iteration) -> Iterator[str]:
-        statistics = iteration.learners()[0].observations
-        size, spread = np.abs(statistics.mean), np.sqrt(statistics.variance)
-        hardly = (spread > 0) & (spread < HARDLY * self._spaces.resolution * size)
-        dtype = "float32" if self._spaces == self._spaces.in_float32() else self._spaces.observation_dtype
-        for i in np.flatnonzero(hardly)[:1]:
-            others = f" (and {hardly.sum() - 1} more like it)" if hardly.sum() > 1 else ""
-            yield (
-                f"component {i} of the observations{others} is {statistics.mean[i]:.3g} with a spread of {spread[i]:.1g}, which {dtype}"
-                " can hardly tell apart; shift it in the environment"
-            )
+        statistics, spaces = iteration.learners()[0].observations, self._spaces
+        dtype = "float32" if spaces == spaces.in_float32() else spaces.observation_dtype
+        spread = np.sqrt(statistics.variance)
+        yield from hardly_told_apart(statistics.mean, spread, resolution=spaces.resolution, dtype=dtype)

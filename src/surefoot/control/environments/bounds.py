@@ -1,4 +1,4 @@
-"""Whether observations keep to the space that their environment declares."""
+"""Whether observations keep to the space that their environment declares, and whether float32 can tell them apart."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import numpy as np
 
 ROUNDING = 1e-6
 """Share of its size, and of the mean's that was subtracted, by which a number may be beyond a bound."""
+HARDLY = 16
+"""So many times the smallest spread that is not rounding, few values are left to tell apart."""
 
 
 class Bounds:
@@ -47,3 +49,22 @@ class Bounds:
             f" {values[step, environment]:.6g}, where {self._low[component]:.6g} … {self._high[component]:.6g} is right; it is taken as"
             " it is",
         )
+
+
+def hardly_told_apart(mean: np.ndarray, spread: np.ndarray, *, resolution: float, dtype: str) -> tuple[str, ...]:
+    """The sentence for observations of which few digits vary, where there are such.
+
+    Args:
+        mean: of each component.
+        spread: their standard deviations.
+        resolution: the smallest spread, as a share of the size, that is not taken for rounding.
+        dtype: what they are told apart in.
+    """
+    hardly = np.flatnonzero((spread > 0) & (spread < HARDLY * resolution * np.abs(mean)))
+    if not len(hardly):
+        return ()
+    first, others = hardly[0], f" (and {len(hardly) - 1} more like it)" if len(hardly) > 1 else ""
+    return (
+        f"component {first} of the observations{others} is {mean[first]:.3g} with a spread of {spread[first]:.1g}, which {dtype} can"
+        " hardly tell apart; shift it in the environment",
+    )

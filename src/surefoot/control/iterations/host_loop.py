@@ -6,8 +6,9 @@ import time
 
 import numpy as np
 
+from surefoot.control.environments.bounds import hardly_told_apart
 from surefoot.control.environments.host import HostEnvironments
-from surefoot.control.policies.normalization import RunningStatistics
+from surefoot.control.policies.normalization import RESOLUTION, RunningStatistics
 from surefoot.control.policies.policy import draw_noise
 from surefoot.control.rollout import Actor, Rollout
 from surefoot.control.update.state import Learner
@@ -31,6 +32,7 @@ class HostCollector:
         self._actor, self._environments, self._length = actor, environments, length
         self._generator = np.random.default_rng([seed, 1, began])
         self._observations = environments.reset(seed, began=began, steps=began * length)
+        self._first = np.array(self._observations)
         self._resetting = np.zeros(environments.num_envs, bool)
         self.cut = np.zeros((length, environments.num_envs), bool)
         """(T, N), of the last rollout: before which steps an episode was cut because its environment was lost."""
@@ -41,6 +43,13 @@ class HostCollector:
             return learner
         mean = self._observations.mean(axis=0, dtype=np.float64).astype(np.float32)
         return learner._replace(observations=learner.observations._replace(mean=mean))
+
+    def hardly_told_apart(self) -> tuple[str, ...]:
+        """What the cast to float32 leaves too few digits of, where no mean is subtracted before it: by the first and last observations."""
+        if self._actor.observation_clip is not None:
+            return ()
+        seen = np.concatenate([self._first, self._observations]).astype(np.float64)
+        return hardly_told_apart(seen.mean(axis=0), seen.std(axis=0), resolution=RESOLUTION, dtype="float32")
 
     def collect(self, parameters: dict[str, np.ndarray], statistics: RunningStatistics) -> tuple[Rollout, dict[str, float]]:
         """The next T steps, and the seconds spent in environments and inference.

@@ -87,6 +87,9 @@ class SplitIteration:
             lowered = {n: f.lower(*a) for n, (f, a) in programs.items()}
         self._programs: dict[str, Compiled] = {}
         self._begin(environments, began, lowered)
+        self._reported = False
+        if isinstance(environments, HostEnvironments):
+            self.learner = self._collector.look(self.learner)
         if isinstance(environments, Pool):
             self._inference = fastest(self._programs["infer"], programs["infer"][1])
 
@@ -96,7 +99,6 @@ class SplitIteration:
         length, actor = self._configuration.run.rollout_length, actor_of(self._configuration, self.spaces)
         if isinstance(environments, HostEnvironments):
             self._collector = HostCollector(actor, environments, length=length, seed=self._seed, began=number)
-            self.learner = self._collector.look(self.learner)
             self._programs |= compile_all(programs)
             return
         self._carry, step = environments.start()
@@ -180,6 +182,9 @@ class SplitIteration:
             reports.append(jax.tree.map(np.asarray, report_of(metrics, rollout)) | cut)
         report = jax.tree.map(lambda *values: np.stack(values)[None], *reports)
         restarts = self._environments.take_restarts() if isinstance(self._environments, HostEnvironments) else Restarts()
+        if not self._reported and isinstance(self._environments, HostEnvironments):
+            notices += self._collector.hardly_told_apart()
+        self._reported = True
         merged, skipped = merge_reports(report), np.asarray([self._skipped])
         return Outcome(**merged, skipped=skipped, seconds=seconds, restarts=restarts, notices=notices)
 
