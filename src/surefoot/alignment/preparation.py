@@ -162,9 +162,8 @@ def check_length(likelihood: Likelihood, tokens: int, tell: Tell) -> None:
             f"the longest sequence has {tokens} tokens, and the model has {most} positions; give --max-length {most}"
         )
     if likelihood.positions_depend_on_batch:
-        tell(
-            f"beyond {most} tokens this model's rotary positions depend on the longest sequence of a batch; --max-length {most} avoids it"
-        )
+        said = f"beyond {most} tokens this model's rotary positions depend on the longest sequence of a batch"
+        tell(Caution(f"{said}; --max-length {most} avoids it"))
     else:
         tell(Caution(f"sequences have up to {tokens} tokens, more than the {most} that the model was made for"))
 

@@ -93,7 +93,7 @@ def resume_alignment(
         checkpoint = _latest(run, checkpoints, configuration, tell, exact=exact, back=learning_rate is not None)
         longer = _with_rate(longer, checkpoint, learning_rate, tell)
         if checkpoint is not None and checkpoint.state["settings"].get("epochs") != longer.training.epochs:
-            tell(_about_other_epochs(longer))
+            tell(Caution(_about_other_epochs(longer)))
         session = _session(longer, recorded, run, checkpoint, tell, quiet=quiet)
         # From here on the folder changes.
         if checkpoint is not None:

@@ -151,7 +151,7 @@ class OfflineRun:
         self.parameters = trainable_parameters(self.learner.model)
         self.optimizer = make_optimizer(self.parameters, training)
         if (warning := rounded_away(self.parameters, learning_rate=training.learning_rate)) is not None:
-            self.progress.say(warning)
+            self.progress.say(Caution(warning))
         self.watch = ChosenWatch()
         method = self.learner.method
         self.halves = Halves(training.accumulation, at_once=can_be_computed_at_once(self.configuration, method.likelihood))
@@ -312,7 +312,7 @@ class OfflineRun:
                 f"stopped after {self.updates} of {self.total} updates: the loss on held-out data has not fallen in"
                 f" {patience} evaluations; the model is that of update {self.lowest_after}"
             )
-            self.progress.say(self.ended_early)
+            self.progress.say(Caution(self.ended_early))
 
     def finish(self) -> None:
         """End the threads, and take the weights with the lowest held-out loss, where patience was given."""

@@ -15,7 +15,7 @@ from surefoot.alignment.models.configuration import AdapterConfiguration
 from surefoot.alignment.models.folders import sentences
 from surefoot.alignment.models.loading import hidden_states_and_head
 from surefoot.alignment.models.merging import plain_name
-from surefoot.errors import UsageError
+from surefoot.errors import Caution, UsageError
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -65,7 +65,8 @@ def add_adapter(
     if isinstance(settings.target_modules, str):
         settings.exclude_modules = sorted(left_out) or None
         if left_out:
-            notify(f"no adapter for {', '.join(sorted(left_out))}: {kind} does not use such layers as plain linear ones")
+            said = f"no adapter for {', '.join(sorted(left_out))}: {kind} does not use such layers as plain linear ones"
+            notify(Caution(said))
     elif named := sorted(left_out.intersection(settings.target_modules or ())):
         raise UsageError(f"--lora-targets: {named[0]!r} cannot have an adapter: {kind} does not use it as a plain linear layer")
     with torch.random.fork_rng(), sentences(name, "be given an adapter"):

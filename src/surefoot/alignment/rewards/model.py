@@ -99,7 +99,7 @@ class ModelReward:
         )  # an end of one token is in the answer
         if notice := self.likelihood.check(longest_groups(own, longest_answer=longest_answer)):
             said.append(notice)
-        self.notices += tuple(f"{self.name}: {sentence}" for sentence in said)
+        self.notices += tuple(type(sentence)(f"{self.name}: {sentence}") for sentence in said)
 
     @torch.no_grad()
     def rewards(

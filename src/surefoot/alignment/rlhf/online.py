@@ -262,7 +262,7 @@ class OnlineRun:
                 f"stopped after {learner.iterations} of {self.total} iterations: KL to the reference is {kl:.2f} nats per answer,"
                 f" more than --stop-kl {settings.stop_kl:g}"
             )
-            self.progress.say(self.ended_early)
+            self.progress.say(Caution(self.ended_early))
         shown = f"reward {readable(metrics['reward'], 3)}" + ("" if kl is None else f"  KL {readable(kl, 2)}")
         rate = (self.asked - self.before) / (time.perf_counter() - self.began)
         self.progress.update(self.asked, rate=rate, reached=shown)

@@ -201,4 +201,4 @@ def _longer(before: TrainConfiguration, after: TrainConfiguration) -> tuple[str,
             f"a report now covers {after.rollouts_per_report} rollouts in place of {before.rollouts_per_report}: its metrics, and where"
             " environments begin afresh, are not those of a run that was never stopped"
         )
-    return tuple(notices)
+    return tuple(map(Caution, notices))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 
+from surefoot.errors import Caution
+
 ROUNDING = 1e-6
 """Share of its size, and of the mean's that was subtracted, by which a number may be beyond a bound."""
 HARDLY = 16
@@ -44,11 +46,12 @@ class Bounds:
         component = int(np.argmax(bad))
         values = centered[..., component].astype(np.float64) + mean[component]
         step, environment = np.argwhere((values < low[component]) | (values > high[component]))[0]
-        return (
+        said = (
             f"environment {environment} of {self._name} returned an observation outside its space: component {component} was"
             f" {values[step, environment]:.6g}, where {self._low[component]:.6g} … {self._high[component]:.6g} is right; it is taken as"
-            " it is",
+            " it is"
         )
+        return (Caution(said),)
 
 
 def hardly_told_apart(mean: np.ndarray, spread: np.ndarray, *, resolution: float, dtype: str) -> tuple[str, ...]:
@@ -64,7 +67,8 @@ def hardly_told_apart(mean: np.ndarray, spread: np.ndarray, *, resolution: float
     if not len(hardly):
         return ()
     first, others = hardly[0], f" (and {len(hardly) - 1} more like it)" if len(hardly) > 1 else ""
-    return (
+    said = (
         f"component {first} of the observations{others} is {mean[first]:.3g} with a spread of {spread[first]:.1g}, which {dtype} can"
-        " hardly tell apart; shift it in the environment",
+        " hardly tell apart; shift it in the environment"
     )
+    return (Caution(said),)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from surefoot.control.policies.spaces import ActionSpace, Spaces, describe_spaces
-from surefoot.errors import UsageError
+from surefoot.errors import Caution, UsageError
 from surefoot.runs.directory import read_json
 
 LOG_PROBABILITY = "log_probability"
@@ -266,7 +266,7 @@ def _padded(file: str | Path, episodes: list[dict[str, Any]], spaces: Spaces, *,
         at_bound=at_bound,
         env=env,
         dataset=dataset,
-        notices=tuple(notices),
+        notices=tuple(map(Caution, notices)),
     )
 
 

@@ -14,7 +14,7 @@ from surefoot.control.recorded.behavior import fit_behavior
 from surefoot.control.recorded.likelihood import recorded_log_likelihood
 from surefoot.control.recorded.load import RecordedData, load_recorded, recorded_spaces
 from surefoot.control.rollout import Rollout
-from surefoot.errors import UsageError
+from surefoot.errors import Caution, UsageError
 from surefoot.runs.statistics import readable
 
 __all__ = ["RecordedSource", "open_recorded"]
@@ -78,12 +78,10 @@ def open_recorded(configuration: TrainConfiguration) -> tuple[TrainConfiguration
     behavior = data.log_probabilities
     if behavior is None:
         behavior = recorded_log_likelihood(fitted.policy, replace_bounds(data))
-        notices.append(
-            "the data do not say how likely their actions were: the fit stands for the policy that acted, and the"
-            " importance weights are estimates"
-        )
+        said = "the data do not say how likely their actions were: the fit stands for the policy that acted, and the importance weights are"
+        notices.append(Caution(f"{said} estimates"))
     if data.at_bound is not None and (met := int((data.at_bound != 0).any(axis=-1)[data.valid].sum())):
-        notices.append(f"{met} of {data.steps} actions lie at a bound; they are taken as they stand, not as clipped")
+        notices.append(Caution(f"{met} of {data.steps} actions lie at a bound; they are taken as they stand, not as clipped"))
     rollout = Rollout(
         observations=data.observations,
         actions=data.actions,
