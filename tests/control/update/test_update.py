@@ -32,7 +32,9 @@ def ready(spaces, **options):
     learner = initialize(configuration, spaces, 0)
     # Statistics as after some training, so that normalisation does something.
     learner = learner._replace(
-        observations=RunningStatistics(np.full(3, 0.3, np.float32), np.full(3, 2.0, np.float32), np.float32(100)),
+        observations=RunningStatistics(
+            *(np.full(3, n, np.float32) for n in (0.3, 2.0)), np.float32(100), np.zeros(3, np.float32)
+        ),
         rewards=RunningStatistics(np.float32(0.1), np.float32(4.0), np.float32(100)),
     )
     return configuration, jax.tree.map(jnp.asarray, learner), jax.tree.map(jnp.asarray, random_rollout(configuration, spaces))
