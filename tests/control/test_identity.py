@@ -107,6 +107,7 @@ def test_wrappers_are_found_under_their_names():
         (f"{HERE}:none", "has no callable none"),
         (f"{HERE}:no_wrapper", "returned int"),
         ("absent:a", "cannot be imported"),
+        ("__main__:a", "was defined in a script; give --wrapper module:a"),
     ):
         with pytest.raises(UsageError, match=f"--wrapper {text}.*{words}"):
             select_environments(recipe_for(identities.Line, wrappers=[text]), backend="auto", num_envs=1, seed=0)

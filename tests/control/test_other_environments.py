@@ -74,11 +74,16 @@ def test_bounds_that_differ_by_rounding_are_the_same(tmp_path):
 
 
 @needs_envpool
-def test_envpool_is_not_taken_for_a_name_alone(monkeypatch):
+def test_envpool_is_not_taken_for_a_name_alone(monkeypatch, tmp_path):
     with pytest.raises(UsageError, match=r"Blackjack-v1 has observations Tuple.*--backend envpool would step EnvPool's"):
         choose("Blackjack-v1")
     with pytest.raises(UsageError, match=r"HalfCheetah-v3 cannot be made: The mujoco v2 and v3 .* --backend envpool would"):
         choose("HalfCheetah-v3")
+    run = saved_policy(tmp_path / "run", gymnasium.make("CartPole-v1"), env="Blackjack-v1", backend="envpool")
+    with pytest.raises(
+        UsageError, match=r"EnvPool's Blackjack-v1, so give --backend envpool: Blackjack-v1 has observations Tuple[^;]*$"
+    ):
+        evaluate(run, episodes=2)
     asked = choose("Blackjack-v1", "envpool")
     assert "give --backend envpool to surefoot evaluate and export too" in asked.notices[1]
     monkeypatch.setitem(gymnasium.registry, "CartPole-v1", replace(gymnasium.spec("CartPole-v1"), max_episode_steps=30))

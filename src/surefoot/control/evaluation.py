@@ -152,9 +152,12 @@ def open_environments(
             environments.close()
             raise UsageError(f"{name} has other spaces than the policy was trained with ({other[0]})")
     except UsageError as error:
-        pooled = policy.description.get("backend") == "envpool" and environment is None and backend != "envpool"
-        raise type(error)(f"{error}{'; the policy was trained in EnvPool: --backend envpool' if pooled else ''}") from error
-    notices = tuple(f"{name} is not quite what the policy was trained in ({difference.sentence})" for difference in found)
+        if policy.description.get("backend") != "envpool" or environment is not None or backend == "envpool":
+            raise
+        # What would be right for a new run, such as a wrapper, is not for this policy.
+        reason = str(error).partition(";")[0]
+        raise UsageError(f"the policy was trained in EnvPool's {name}, so give --backend envpool: {reason}") from error
+    notices: tuple[str, ...] = tuple(d.caution(name, "the policy") for d in found)
     notices += selection.identity.about_statistics("every evaluation")
     return Opened(recipe, environments, selection.backend, notices)
 

@@ -132,9 +132,7 @@ def check_source(
                 f"{name} is another task than the run was trained in ({'; '.join(other)}); give that environment, or train anew in another"
                 " folder"
             )
-        said = tuple(
-            Caution(f"{name} is not quite what the run was trained in ({difference.sentence})") for difference in found
-        )
+        said = tuple(difference.caution(name, "the run") for difference in found)
         opened = replace(opened, environment=recorded.environment)
     if start is not None and start.checkpoint is not None:
         before, now = start.checkpoint.state, source.described

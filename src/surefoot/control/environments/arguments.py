@@ -141,6 +141,8 @@ def import_named(text: str, option: str) -> Callable[..., Any]:
     module_name, _, attribute = text.partition(":")
     module = import_module(text, module_name, option=option)
     found = getattr(module, attribute, None)
+    if not callable(found) and module_name == "__main__":
+        raise UsageError(f"{option} {text} was defined in a script; give {option} module:{attribute}, which can be imported")
     if not callable(found):
         functions = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         raise UsageError(f"{option} {text}: {module_name} has no callable {attribute}; it has {', '.join(functions) or 'none'}")

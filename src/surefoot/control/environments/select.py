@@ -31,7 +31,7 @@ from surefoot.control.environments.pool import Pool, has_task, is_installed
 from surefoot.control.environments.seeding import seed_shared
 from surefoot.control.environments.workers.vector import WorkerEnvironments, WorkerSettings
 from surefoot.control.policies.spaces import describe_spaces
-from surefoot.errors import UsageError
+from surefoot.errors import Caution, UsageError
 
 Environments = HostEnvironments | Pool | FunctionalEnvironment
 
@@ -179,7 +179,7 @@ def _pooled(recipe: Recipe, name: str, task: EnvPoolTask, num_envs: int, seed: i
     chosen = f", which is installed and has {name}; --backend gymnasium would step Gymnasium's own"
     notices: tuple[str, ...] = (f"backend envpool{'' if explicit else chosen}",)
     if task.why is not None:
-        notices += (f"{task.why}: give --backend envpool to surefoot evaluate and export too",)
+        notices += (Caution(f"{task.why}: give --backend envpool to surefoot evaluate and export too"),)
     return make(began)
 
 

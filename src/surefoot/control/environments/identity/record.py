@@ -133,6 +133,15 @@ class Difference(NamedTuple):
         """Whether it makes another task of it."""
         return self.part in TASK
 
+    def caution(self, name: str, trained: str) -> Caution:
+        """What to tell where the difference is taken.
+
+        Args:
+            name: of the environment.
+            trained: what was trained in another one.
+        """
+        return Caution(f"{name} is not quite what {trained} was trained in ({self.sentence})")
+
 
 def differences(
     before: EnvironmentIdentity, now: EnvironmentIdentity, *, words: tuple[str, str] = ("before", "now")
