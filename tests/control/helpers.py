@@ -10,9 +10,10 @@ import numpy as np
 
 from surefoot.control.algorithms import ALGORITHMS
 from surefoot.control.configuration import TrainConfiguration
+from surefoot.control.policies.normalization import RunningStatistics
 from surefoot.control.policies.spaces import ActionSpace, Spaces
 from surefoot.control.rollout import Rollout
-from surefoot.control.update.state import Learner, schedule_at
+from surefoot.control.update.state import Learner, initialize, schedule_at
 from surefoot.control.update.whole import whole_update
 
 DEFAULTS = {
@@ -65,6 +66,13 @@ def random_rollout(configuration: TrainConfiguration, spaces: Spaces, seed: int 
         final_observations=rng.normal(size=(steps, envs, size)).astype(np.float32) if finals else None,
         **flags,
     )
+
+
+def beginning(configuration: TrainConfiguration, spaces: Spaces, seed: int = 0) -> Learner:
+    """A fresh learner, as after observations of mean 0 and variance 1: before the first of all, observations are seen as 0."""
+    size = spaces.observation_size
+    known = RunningStatistics(*np.float32([np.zeros(size), np.ones(size)]), np.float32(1), np.zeros(size, np.float32))
+    return initialize(configuration, spaces, seed)._replace(observations=known)
 
 
 def update(configuration: TrainConfiguration, spaces: Spaces, learner: Learner, rollout: Rollout, number: int = 0):

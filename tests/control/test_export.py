@@ -22,9 +22,10 @@ from surefoot.cli import main
 from surefoot.control.evaluation import evaluate
 from surefoot.control.onnx_export import export as exporting
 from surefoot.control.onnx_export import graph
+from surefoot.control.onnx_export.comparison import compare
 from surefoot.control.onnx_export.export import export_policy
 from surefoot.control.policies.networks import draw_network
-from surefoot.control.policies.normalization import RunningStatistics
+from surefoot.control.policies.normalization import RunningStatistics, statistics_of
 from surefoot.control.policies.policy import Policy
 from surefoot.control.policies.spaces import describe_spaces
 from surefoot.control.training import train
@@ -368,3 +369,21 @@ def test_a_missing_extra_is_one_sentence(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["export", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "surefoot: this needs onnxruntime; install it with: pip install 'surefoot[onnx]'\n"
+
+
+@pytest.mark.parametrize(
+    ("unit", "offset", "dtype"), [(0.3, 1e8, np.float64), (1e-12, 0.0, np.float32), (1e12, 1e13, np.float64)]
+)
+def test_the_file_knows_no_unit_and_keeps_digits(unit, offset, dtype):
+    """Against the same network in float64 on the samples' own mean and standard deviation."""
+    space, actions = Box(-np.inf, np.inf, (4,), dtype), Discrete(3)
+    shown = (offset + unit * np.random.default_rng(0).normal(size=(50, 4))).astype(dtype)
+    policy = replace(policy_for(space, actions), observation_statistics=statistics_of(shown))
+    model = graph.policy_graph(policy, space, actions).SerializeToString()
+    compare(model, policy, space, actions)
+    wide = shown.astype(np.longdouble)
+    standard = ((wide - wide.mean(axis=0)) / wide.std(axis=0)).astype(np.float64)
+    assert np.abs(standard).max() < policy.observation_clip
+    expected = network_by_hand(replace(policy, observation_statistics=None), standard)
+    np.testing.assert_allclose(answers(opened(model), shown)["logits"], expected, atol=1e-5)
+    np.testing.assert_allclose(policy.distribution(shown).logits, expected, atol=1e-5)

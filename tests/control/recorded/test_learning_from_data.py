@@ -22,11 +22,10 @@ from surefoot.control.recorded.record import record
 from surefoot.control.rollout import Rollout
 from surefoot.control.training import train
 from surefoot.control.update.estimation import values_of
-from surefoot.control.update.state import initialize
 from surefoot.control.update.whole import begin_update, whole_update
 from surefoot.errors import UsageError
 from surefoot.runs.metrics import read_metrics
-from tests.control.helpers import DISCRETE, configure, random_rollout
+from tests.control.helpers import DISCRETE, beginning, configure, random_rollout
 from tests.control.recorded.recordings import save_balancer, without_infos
 
 LENGTH = 3
@@ -46,7 +45,7 @@ def scored(configuration, rollout, learner):
 @pytest.mark.parametrize(("weight", "options"), [("reward-to-go", {}), ("gae", {"trace_decay": 0.8}), ("td-residual", {})])
 def test_on_policy_the_correction_is_none(weight, options):
     configuration = from_data(weight=weight, importance_limit=5.0, **options)
-    learner = jax.tree.map(jnp.asarray, initialize(configuration, DISCRETE, 0))
+    learner = jax.tree.map(jnp.asarray, beginning(configuration, DISCRETE))
     rollout = jax.tree.map(jnp.asarray, random_rollout(configuration, DISCRETE))
     _, _, plain, _, _ = begin_update(configuration, DISCRETE, learner, rollout)
     _, _, corrected, _, metrics = begin_update(configuration, DISCRETE, learner, scored(configuration, rollout, learner))
@@ -66,7 +65,7 @@ def every_trajectory(configuration):
     rewards = (np.sin(1 + 2 * sequences) + np.cumsum(sequences, axis=0) * np.arange(1, LENGTH + 1)[:, None]).astype(np.float32)
     ends = np.zeros((LENGTH, count), bool)
     ends[-1] = True
-    learner = initialize(configuration, DISCRETE, 0)
+    learner = beginning(configuration, DISCRETE)
     generator = np.random.default_rng(0)
     policies = [
         {k: v + s * generator.standard_normal(v.shape).astype(np.float32) for k, v in learner.actor.parameters.items()}
@@ -128,7 +127,7 @@ def test_a_baseline_stands_for_what_a_truncation_cut_off():
     """ψ of the last row is w (r + γ V(s′) − V(s)) where the episode was cut, and w (r − V(s)) where it ended."""
     configuration = from_data("reinforce", weight="baseline", importance_limit=1e6, num_envs=8, rollout_length=LENGTH)
     learner, rollout, *_ = every_trajectory(configuration)
-    learner = learner._replace(critic=jax.tree.map(jnp.asarray, initialize(configuration, DISCRETE, 0)).critic)
+    learner = learner._replace(critic=jax.tree.map(jnp.asarray, beginning(configuration, DISCRETE)).critic)
     cut = rollout._replace(terminated=rollout.truncated, truncated=rollout.terminated)
     _, data, ended, _, _ = begin_update(configuration, DISCRETE, learner, rollout)
     _, _, stopped, _, _ = begin_update(configuration, DISCRETE, learner, cut)
@@ -144,7 +143,7 @@ def test_the_limit_cuts():
     for limit in (1e6, 1.0, 0.5):
         for weight in ("reward-to-go", "gae"):
             configuration = from_data(importance_limit=limit, weight=weight, num_envs=8, rollout_length=LENGTH)
-            fresh = jax.tree.map(jnp.asarray, initialize(configuration, DISCRETE, 0))._replace(actor=learner.actor)
+            fresh = jax.tree.map(jnp.asarray, beginning(configuration, DISCRETE))._replace(actor=learner.actor)
             program = jax.jit(partial(begin_update, configuration, DISCRETE))
             after.append(np.asarray(program(fresh, rollout)[2].weights))
     assert not np.allclose(after[0], after[2])
@@ -208,7 +207,7 @@ def test_episodes_without_rewards_teach_nothing_and_break_nothing():
         )
         learner, rollout, *_ = every_trajectory(configuration)
         silent = rollout._replace(rewards=0 * rollout.rewards)
-        fresh = jax.tree.map(jnp.asarray, initialize(configuration, DISCRETE, 0))._replace(actor=learner.actor)
+        fresh = jax.tree.map(jnp.asarray, beginning(configuration, DISCRETE))._replace(actor=learner.actor)
         *_, finite = whole_update(configuration, DISCRETE, fresh, silent, jax.tree.map(jnp.float32, _plan(configuration)))
         assert bool(finite)
 

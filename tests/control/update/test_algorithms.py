@@ -17,17 +17,27 @@ from surefoot.control.loop import make_iteration
 from surefoot.control.policies.policy import action_distribution
 from surefoot.control.update.estimation import action_values_of, values_of
 from surefoot.control.update.objectives import actor_loss
-from surefoot.control.update.state import initialize, schedule_at, schedules
+from surefoot.control.update.state import schedule_at, schedules
 from surefoot.control.update.whole import begin_update
 from surefoot.equations import WEIGHTS
 from surefoot.errors import UsageError
-from tests.control.helpers import BOX, DISCRETE, MULTIBINARY, MULTIDISCRETE, configure, leaves, random_rollout, update
+from tests.control.helpers import (
+    BOX,
+    DISCRETE,
+    MULTIBINARY,
+    MULTIDISCRETE,
+    beginning,
+    configure,
+    leaves,
+    random_rollout,
+    update,
+)
 
 SPACES = {"discrete": DISCRETE, "box": BOX, "multidiscrete": MULTIDISCRETE, "multibinary": MULTIBINARY}
 
 
 def begin(configuration, spaces, seed=0):
-    learner = jax.tree.map(jnp.asarray, initialize(configuration, spaces, seed))
+    learner = jax.tree.map(jnp.asarray, beginning(configuration, spaces, seed))
     rollout = jax.tree.map(jnp.asarray, random_rollout(configuration, spaces, seed))
     _, data, samples, _, _ = begin_update(configuration, spaces, learner, rollout)
     return learner, data, samples
@@ -108,7 +118,7 @@ def test_episodes_are_followed_across_rollouts():
     configuration = configure("a2c", weight="total-return", discount=0.9, normalize_rewards=False, rollout_length=48)
     short = replace(configuration, run=replace(configuration.run, rollout_length=16))
     whole = random_rollout(configuration, DISCRETE, seed=3)
-    learner = jax.tree.map(jnp.asarray, initialize(short, DISCRETE, 0))
+    learner = jax.tree.map(jnp.asarray, beginning(short, DISCRETE, 0))
     elapsed, collected = np.zeros(4), np.zeros(4)
     for start in (0, 16, 32):
         part = jax.tree.map(lambda x, s=start: jnp.asarray(x[s : s + 16]), whole._replace(observations=whole.observations[:-1]))
@@ -147,7 +157,7 @@ def test_penalty_changes_once_per_update(penalty, factor):
     """However many epochs and minibatches there are; the KL that decides is that of the whole rollout, after the update."""
     options = {"learning_rate": 3e-2, "epochs": 3, "kl_target": 1e-3, "kl_coefficient": 0.1, "dual_learning_rate": 10.0}
     configuration = configure(clip_range=None, kl_penalty=penalty, recompute_advantages=True, **options)
-    learner = jax.tree.map(jnp.asarray, initialize(configuration, BOX, 0))
+    learner = jax.tree.map(jnp.asarray, beginning(configuration, BOX, 0))
     rollout = jax.tree.map(jnp.asarray, random_rollout(configuration, BOX))
     after, metrics = update(configuration, BOX, learner, rollout)
     seen = np.clip(np.asarray(rollout.observations[:-1], np.float64) / np.sqrt(1 + 1e-8), -10, 10)
@@ -233,7 +243,7 @@ def test_a_natural_step_without_a_critic_needs_no_minibatches():
 def test_rewards_without_spread_are_not_blown_up():
     """Before two returns have differed there is no scale: equal rewards stay what they are."""
     configuration = configure("actor-critic")
-    learner = jax.tree.map(jnp.asarray, initialize(configuration, DISCRETE, 0))
+    learner = jax.tree.map(jnp.asarray, beginning(configuration, DISCRETE, 0))
     rollout = jax.tree.map(jnp.asarray, random_rollout(configuration, DISCRETE))
     one = jax.tree.map(lambda x: x[:1], rollout)._replace(
         observations=rollout.observations[:2], rewards=jnp.full((1, 4), 0.5), valid=jnp.ones((1, 4), bool)
@@ -247,7 +257,7 @@ def test_every_weight_runs_with_every_algorithm():
     for algorithm in ALGORITHMS:
         for weight in WEIGHTS:
             configuration = configure(algorithm, weight=weight)
-            learner = initialize(configuration, BOX, 0)
+            learner = beginning(configuration, BOX, 0)
             assert set(learner.critic.parameters) == set(configuration.weight.critics)
             rollout = jax.tree.map(jnp.asarray, random_rollout(configuration, BOX))
             after, _ = update(configuration, BOX, jax.tree.map(jnp.asarray, learner), rollout)

@@ -12,10 +12,10 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from surefoot.control.policies.policy import action_distribution
-from surefoot.control.update.state import initialize, schedule_at
+from surefoot.control.update.state import schedule_at
 from surefoot.control.update.trust_region import linearize, natural_step
 from surefoot.control.update.whole import begin_update
-from tests.control.helpers import BOX, DISCRETE, MULTIBINARY, MULTIDISCRETE, configure, random_rollout, same
+from tests.control.helpers import BOX, DISCRETE, MULTIBINARY, MULTIDISCRETE, beginning, configure, random_rollout, same
 
 SPACES = {"discrete": DISCRETE, "box": BOX, "multidiscrete": MULTIDISCRETE, "multibinary": MULTIBINARY}
 
@@ -28,7 +28,7 @@ def programs(configuration, spaces):
 def ready(spaces, seed=0, **options):
     """A policy away from its start, and the samples of a random rollout."""
     configuration = configure("trpo", hidden_sizes=(5,), **options)
-    learner = initialize(configuration, spaces, seed)
+    learner = beginning(configuration, spaces, seed)
     generator = np.random.default_rng(seed)
     actor = {k: v + 0.3 * generator.standard_normal(v.shape).astype(np.float32) for k, v in learner.actor.parameters.items()}
     learner = jax.tree.map(jnp.asarray, learner._replace(actor=learner.actor._replace(parameters=actor)))
