@@ -52,7 +52,7 @@ class Evaluate:
     longest_episode: int | None = LONGEST_EPISODE
     """Cut an episode after this many steps and count what it had returned by then; none lets it go on."""
     env_kwargs: tuple[str, ...] | None = None
-    """Arguments of the environment, KEY=VALUE each; by default those of the run."""
+    """Arguments of the environment, KEY=VALUE each, in place of all of the run's; by default those of the run."""
     wrapper: tuple[str, ...] | None = None
     """Wrappers around each environment, package.module:function each, the first one innermost; by default those of the run. Where they are
     not Gymnasium's own, they must be named here, like an environment that is code."""

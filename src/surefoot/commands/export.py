@@ -33,7 +33,7 @@ class Export:
     """The environment, whose dtypes the file has; by default the one that the policy was trained in. Where that is Python code,
     module:callable, it must be named here, because a run from elsewhere may name any."""
     env_kwargs: tuple[str, ...] | None = None
-    """Arguments of the environment, KEY=VALUE each; by default those of the run."""
+    """Arguments of the environment, KEY=VALUE each, in place of all of the run's; by default those of the run."""
     wrapper: tuple[str, ...] | None = None
     """Wrappers around each environment, package.module:function each, the first one innermost; by default those of the run. Where they are
     not Gymnasium's own, they must be named here, like an environment that is code."""
