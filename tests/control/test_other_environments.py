@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -19,7 +20,7 @@ from surefoot.control.environments.select import select_environments
 from surefoot.control.environments.workers.vector import WorkerSettings
 from surefoot.control.evaluation import evaluate
 from surefoot.control.training import resume, train
-from surefoot.errors import UsageError
+from surefoot.errors import EnvironmentFault, UsageError
 from tests.control import identities
 from tests.control.helpers import configure
 from tests.control.identities import OTHERS, SHORT, saved_policy, short
@@ -58,6 +59,15 @@ def test_a_run_goes_on_in_its_own_task_alone(run_in_a_callable, tmp_path):
     ):
         resume(run, total_steps=32, environment=longer, quiet=True)
     assert resume(run, total_steps=32, environment=short, quiet=True)["total_steps"] > 16
+
+
+def test_environments_that_are_made_again_are_the_same_task(tmp_path):
+    made = itertools.count()
+    grows = lambda: gymnasium.make("CartPole-v1", max_episode_steps=7 + next(made) // 2)  # noqa: E731
+    with pytest.raises(EnvironmentFault, match=r"has become another task \(time limit: 7 steps before, 8 steps now\)"):
+        train(
+            configure(**SHORT | {"total_steps": 48}, restart_every=16, out=str(tmp_path / "run")), environment=grows, quiet=True
+        )
 
 
 @pytest.mark.parametrize(("before", "now", "words"), [(*pair[:2], pair[3]) for pair in OTHERS[:3]])
