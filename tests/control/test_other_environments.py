@@ -65,9 +65,7 @@ def test_environments_that_are_made_again_are_the_same_task(tmp_path):
     made = itertools.count()
     grows = lambda: gymnasium.make("CartPole-v1", max_episode_steps=7 + next(made) // 2)  # noqa: E731
     with pytest.raises(EnvironmentFault, match=r"has become another task \(time limit: 7 steps before, 8 steps now\)"):
-        train(
-            configure(**SHORT | {"total_steps": 48}, restart_every=16, out=str(tmp_path / "run")), environment=grows, quiet=True
-        )
+        train(configure(num_envs=2, total_steps=64, restart_every=32, out=str(tmp_path / "run")), environment=grows, quiet=True)
 
 
 @pytest.mark.parametrize(("before", "now", "words"), [(*pair[:2], pair[3]) for pair in OTHERS[:3]])
