@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load, save
 
-from surefoot.alignment.configuration import METHODS, AlignConfiguration, TrainingConfiguration, configure
+from surefoot.alignment.configuration import ADDED_LATER, METHODS, AlignConfiguration, TrainingConfiguration, configure
 from surefoot.alignment.data.examples import Example
 from surefoot.alignment.data.fingerprint import examples_fingerprint, prompts_fingerprint
 from surefoot.alignment.data.prompts import Prompt
@@ -206,8 +206,12 @@ def test_a_setting_that_is_unknown_missing_or_of_another_type_is_named(method):
     with pytest.raises(UsageError, match="value_clip"):
         AlignConfiguration.from_dict(configure("sft").as_dict() | {"value_clip_range": 1.0})
     for name in whole:
-        with pytest.raises(UsageError, match=name):
-            AlignConfiguration.from_dict({k: v for k, v in whole.items() if k != name})
+        without = {k: v for k, v in whole.items() if k != name}
+        if name in ADDED_LATER:
+            assert AlignConfiguration.from_dict(without).as_dict() == without | {name: ADDED_LATER[name]}
+        else:
+            with pytest.raises(UsageError, match=name):
+                AlignConfiguration.from_dict(without)
         with pytest.raises(UsageError, match=name):
             AlignConfiguration.from_dict(whole | {name: {"a": 1}})
 

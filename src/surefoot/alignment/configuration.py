@@ -182,8 +182,8 @@ OBJECTIVES: dict[str, type] = {"reward": RewardConfiguration, "dpo": DPOConfigur
 """The choices of each method that has some."""
 
 
-ADDED_LATER = frozenset({"length_normalized"})
-"""Settings that older runs do not record: their defaults are what those runs did."""
+ADDED_LATER: Mapping[str, Any] = {"length_normalized": False}
+"""Settings that files of earlier versions lack, with what those versions did."""
 
 
 @dataclass(frozen=True)
@@ -254,9 +254,8 @@ class AlignConfiguration(Settings):
             kinds["objective"] = OBJECTIVES[method]
         known = ["method", *(f.name for kind in kinds.values() for f in fields(kind))]
         refuse_unknown(settings, [*known, CHANGES])
-        missing = [
-            name for name in known if name not in settings and name not in ADDED_LATER
-        ]  # a default may have changed since
+        settings = {name: value for name, value in ADDED_LATER.items() if name in known} | dict(settings)
+        missing = [name for name in known if name not in settings]  # a default may have changed since
         require(not missing, f"there is no setting {', '.join(missing)}; all are needed")
         parts = {name: part_from(kind, settings) for name, kind in kinds.items()}
         return AlignConfiguration(method, **parts, learning_rate_changes=read_changes(settings))

@@ -159,7 +159,7 @@ def _recorded(run: Path) -> dict[str, Any]:
         "comparison",
     }
     wanted |= {"reference_fingerprint"} | ({field.name for field in fields(kind)} if kind is not None else set())
-    missing = sorted(wanted - recorded.keys() - ADDED_LATER)
+    missing = sorted(wanted - recorded.keys() - ADDED_LATER.keys())
     require(not missing, f"{run / CONFIGURATION_FILE} lacks {', '.join(missing)}; it was altered, or is of another version")
     try:
         part_from(_Recorded, recorded)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from surefoot.alignment.configuration import ADDED_LATER
 from surefoot.alignment.durability import keeping
 from surefoot.alignment.learning import offline
 from surefoot.alignment.rlhf import online, ratios
@@ -460,3 +461,16 @@ def test_a_reward_that_is_a_module_is_found_from_another_folder_too(folder, tmp_
     resume(stopped)
     assert len(lines(stopped)) == 9
     monkeypatch.delitem(sys.modules, "judging")
+
+
+def test_a_run_of_a_version_that_had_fewer_settings_goes_on(folder, tmp_path, monkeypatch):
+    align(settings("dpo", folder, tmp_path / "whole"), quiet=True)
+    stopped = crashed(settings("dpo", folder, tmp_path / "stopped"), 5, monkeypatch)
+    fewer = lambda recorded: {name: value for name, value in recorded.items() if name not in ADDED_LATER}  # noqa: E731
+    path, checkpoints = stopped / "config.json", Checkpoints(stopped)
+    path.write_text(json.dumps(fewer(json.loads(path.read_text()))))
+    last = checkpoints.latest()[0]
+    checkpoints.forget_after(last.step - 1)
+    checkpoints.write(replace(last, state=last.state | {"settings": fewer(last.state["settings"])}))
+    resume(stopped)
+    assert_the_same(tmp_path / "whole", stopped)

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from surefoot.alignment.configuration import AlignConfiguration, DPOConfiguration
+from surefoot.alignment.configuration import ADDED_LATER, AlignConfiguration, DPOConfiguration
 from surefoot.alignment.data.tokenization.tokenizer import load_tokenizer
 from surefoot.alignment.durability.keeping import computed_with
 from surefoot.alignment.durability.start import call_by_name, reference_folder, verified_start
@@ -141,6 +141,7 @@ def _latest(
     if not isinstance(before, dict) or not isinstance(libraries, dict):
         raise UsageError(f"the checkpoint at {checkpoint.step} is not that of a run of alignment, or is of another version")
     rate = rate_at(configuration.learning_rate_changes, configuration.training.learning_rate, checkpoint.step)
+    before = {**ADDED_LATER, **before}
     for name, value in (configuration.as_dict() | {"learning_rate": rate}).items():
         if name not in (*MAY_CHANGE, *PLACES, CHANGES) and before.get(name) != value:
             raise UsageError(
