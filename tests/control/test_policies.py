@@ -32,7 +32,7 @@ def test_evaluation_counts_long_episodes_too(tmp_path):
     train(configuration, quiet=True)
     with pytest.raises(UsageError, match=r"tests.control.toys:Walk, which is code that .* give --env tests.control.toys:Walk"):
         evaluate(tmp_path / "run", episodes=40)
-    got = evaluate(tmp_path / "run", episodes=40, environment="tests.control.toys:Walk")
+    got = evaluate(tmp_path / "run", episodes=40, environment="tests.control.toys:Walk", num_envs=10)
     assert got["mean_length"] == 3.5
     # Positions 1, 2, 3 (, 4) plus 0.1 per earlier episode of that environment, four episodes each.
     np.testing.assert_allclose(got["mean_return"], np.mean([6.0, 10 + 0.4, 6 + 0.6, 10 + 1.2]), rtol=1e-6)

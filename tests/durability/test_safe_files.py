@@ -349,9 +349,9 @@ def write_policy(
     run: Path, change=lambda description: description, weights=lambda tensors: tensors, env: str = "CartPole-v1"
 ) -> Path:
     """The files of a policy, as somebody may write them."""
-    action = {"kind": "discrete", "sizes": [2], "start": [0], "low": [], "high": []}
+    action = {"kind": "discrete", "sizes": [2], "start": [0], "low": [], "high": [], "environment_dtype": "int64"}
     description = {
-        "spaces": {"observation_size": 4, "action": action},
+        "spaces": {"observation_size": 4, "action": action, "observation_dtype": "float32"},
         "activation": "tanh",
         "observation_clip": 10.0,
         "description": {"env": env},

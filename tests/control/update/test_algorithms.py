@@ -240,16 +240,17 @@ def test_a_natural_step_without_a_critic_needs_no_minibatches():
         replace(configure("ppo"), passes=None, weight=configure("a2c").weight)
 
 
-def test_rewards_without_spread_are_not_blown_up():
-    """Before two returns have differed there is no scale: equal rewards stay what they are."""
+@pytest.mark.parametrize(("reward", "scaled"), [(0.0, 0.0), (0.5, 1.0), (-0.5e-9, -1.0), (0.5e9, 1.0)])
+def test_rewards_without_spread_are_divided_by_their_size(reward, scaled):
+    """Before two returns have differed there is no deviation to divide by, and no unit may decide: nothing is amplified."""
     configuration = configure("actor-critic")
     learner = jax.tree.map(jnp.asarray, beginning(configuration, DISCRETE, 0))
     rollout = jax.tree.map(jnp.asarray, random_rollout(configuration, DISCRETE))
     one = jax.tree.map(lambda x: x[:1], rollout)._replace(
-        observations=rollout.observations[:2], rewards=jnp.full((1, 4), 0.5), valid=jnp.ones((1, 4), bool)
+        observations=rollout.observations[:2], rewards=jnp.full((1, 4), reward), valid=jnp.ones((1, 4), bool)
     )
     _, data, *_ = begin_update(configuration, DISCRETE, learner, one)
-    np.testing.assert_allclose(data.rewards, 0.5)
+    np.testing.assert_allclose(data.rewards, scaled, rtol=1e-6)
 
 
 def test_every_weight_runs_with_every_algorithm():
