@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -108,11 +109,15 @@ class ActionSpace:
             )
         return self.as_taken(actions) if isinstance(actions, np.ndarray | np.generic) else actions
 
+    @cached_property
+    def _dtype(self) -> np.dtype:
+        return np.dtype(self.environment_dtype)
+
     def as_taken(self, actions: Any) -> Any:
         """Scaled or counted actions in the environment's dtype, within its bounds, which float32 may have rounded outwards."""
         if not self.environment_dtype:
             return actions
-        dtype = np.dtype(self.environment_dtype)
+        dtype = self._dtype
         actions = actions.astype(dtype, copy=False)
         if self.kind == "box" and dtype != np.float32:
             actions = np.clip(actions, np.asarray(self.low, dtype), np.asarray(self.high, dtype))
