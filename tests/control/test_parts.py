@@ -294,3 +294,11 @@ def test_many_samples_take_the_librarys_permutation():
     order = np.asarray(shuffled_minibatches(jax.random.PRNGKey(0), count, epochs=1, minibatch_size=count))
     np.testing.assert_array_equal(np.sort(order[0]), np.arange(count))
     assert (order[0] != np.arange(count)).any()
+
+
+@pytest.mark.parametrize("change", [{"observation_sise": 3}, {"": "float32"}])
+def test_spaces_with_a_field_too_many_are_refused(change):
+    spaces = Spaces(3, ActionSpace("discrete", sizes=(2,)))
+    assert Spaces.from_dict(spaces.as_dict()) == spaces
+    with pytest.raises(KeyError, match="spaces have no"):
+        Spaces.from_dict(spaces.as_dict() | change)

@@ -206,9 +206,9 @@ def _check(policy: Policy) -> None:
     one = space.kind == "multidiscrete" or len(space.sizes) == 1
     _demand(whole and one and size > 0 and min(space.sizes, default=0) > 0, "its spaces have no size")
     _demand(len(space.start) in (0, len(space.sizes)), "its actions are not counted from one number each")
-    dtypes = (space.environment_dtype, "f" if space.kind == "box" else "biu"), (policy.spaces.observation_dtype, "biuf")
-    known = all(name == "" or np.dtype(name).kind in kinds for name, kinds in dtypes)
-    _demand(known, "its spaces have no such numbers")
+    taken, seen = space.environment_dtype, policy.spaces.observation_dtype
+    known = taken == "" or np.dtype(taken).kind in ("f" if space.kind == "box" else "biu")
+    _demand(isinstance(taken, str) and known and np.dtype(seen).kind in "biuf", "its spaces have no such numbers")
     bounds = np.asarray((space.low, space.high), np.float64)
     _demand(bounds.shape == (2, space.outputs if space.kind == "box" else 0), "its actions have not one bound each")
     _demand(bool((bounds[0] <= bounds[1]).all()), "its actions have a lower bound above the upper one")

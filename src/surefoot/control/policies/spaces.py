@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -161,6 +161,8 @@ class Spaces:
         Raises:
             KeyError, TypeError: a field is missing or one too many.
         """
+        if unknown := value.keys() - {field.name for field in fields(Spaces)}:
+            raise KeyError(f"spaces have no {', '.join(map(repr, unknown))}")
         action: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value["action"].items()}
         if "environment_dtype" not in action:
             for name in ("low", "high"):
